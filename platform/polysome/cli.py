@@ -1,0 +1,593 @@
+"""The `polysome` command: arguments in; tables for people or JSON for programs out; exit codes 0, 1, 2, 3.
+
+Results go to standard output, logs and errors to standard error. Nothing heavy is imported before a command needs it.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from polysome.config import ConfigurationError, PolysomeError, ResourceError
+
+if TYPE_CHECKING:
+    from polysome.operations.recipes import Job
+    from polysome.operations.runs import Run
+
+app = typer.Typer(
+    name="polysome",
+    help="Data, training, evaluation and serving of multi-omics language models on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+datasets_app = typer.Typer(help="Look at the declared data sets.", no_args_is_help=True)
+app.add_typer(datasets_app, name="datasets")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunsOption = Annotated[
+    str, typer.Option("--runs", envvar="POLYSOME_RUNS", help="Folder or URL (any fsspec) that holds the runs.")
+]
+RunIdOption = Annotated[
+    str | None, typer.Option("--run-id", help="Take up the run of this id, or give this id to a new one.")
+]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file; see jobs/recipes/.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. seed=7 optimizer.clip=0.3")
+]
+
+_debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import polysome
+
+        print(polysome.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks and debug logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what workers log.")] = False,
+) -> None:
+    """Options that stand before the command."""
+    global _debug
+    _debug = debug or bool(os.environ.get("POLYSOME_DEBUG"))
+    level = logging.DEBUG if _debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("polysome").setLevel(level)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine and installation; each finding says how to mend it."""
+    from polysome.operations.doctor import examine
+
+    findings = examine()
+    failed = [finding for finding in findings if finding.verdict == "fail"]
+    if as_json:
+        _print_json({"ok": not failed, "findings": [vars(finding) for finding in findings]})
+    else:
+        table = Table("", "what", "found", "how to mend it", box=None, pad_edge=False)
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        for finding in findings:
+            verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
+            table.add_row(verdict, finding.subject, escape(finding.detail), escape(finding.fix))
+        _console().print(table)
+        _next("polysome doctor" if failed else "make demo")
+    if failed:
+        raise typer.Exit(ResourceError.exit_code)
+
+
+@datasets_app.command("ls")
+def datasets_ls(as_json: JsonOption = False) -> None:
+    """List the declared data sets."""
+    from polysome import specs
+
+    declared = [specs.dataset(name) for name in specs.names()]
+    if as_json:
+        _print_json([spec.model_dump(mode="json") for spec in declared])
+        return
+    table = Table("name", "task", "metric", "molecules", "splits (declared rows)", "licence", box=None, pad_edge=False)
+    for spec in declared:
+        rows = {split: [source.rows for source in sources] for split, sources in spec.splits.items()}
+        counts = ", ".join(
+            f"{split} {sum(count for count in found if count):,}" if all(found) else str(split)
+            for split, found in rows.items()
+        )
+        kind = spec.task.label.kind if spec.task else "corpus"
+        metric = spec.task.metric if spec.task else "-"
+        molecules = " + ".join(molecule.type for molecule in spec.molecules)
+        table.add_row(spec.name, kind, metric, molecules, counts, escape(spec.licence))
+    _console().print(table)
+    _next(f"polysome datasets show {declared[0].name}" if declared else "polysome doctor")
+
+
+@datasets_app.command("show")
+def datasets_show(name: str, as_json: JsonOption = False) -> None:
+    """Print one data set's spec, with where each file is read from."""
+    import yaml
+
+    from polysome import specs
+    from polysome.storage import resolve
+
+    spec = specs.dataset(name)
+    content = spec.model_dump(mode="json", exclude_none=True)
+    for files in content["splits"].values():
+        for file in files:
+            file["read_from"] = resolve(file["uri"], file.get("mirror_path"))
+    if as_json:
+        _print_json(content)
+        return
+    _console().print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), end="", markup=False)
+    _next(f"polysome datasets sample {name} -n 3")
+
+
+@datasets_app.command("validate")
+def datasets_validate(
+    only: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None,
+    read: Annotated[bool, typer.Option("--read", help="Read every file whole: checksum, rows, labels.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate specs; with --read also the data behind them."""
+    from polysome import specs
+
+    results: list[dict[str, Any]] = []
+    for name in only or specs.names():
+        problem = None
+        rows: dict[str, int] = {}
+        try:
+            spec = specs.dataset(name)
+            if read:
+                from polysome.data.sources import read_examples
+
+                rows = {split: read_examples(spec, split).num_rows for split in spec.splits}
+        except PolysomeError as error:
+            problem = error
+        results.append({"name": name, "ok": problem is None, "rows": rows, "error": problem and _told(problem)})
+    wrong = [result for result in results if not result["ok"]]
+    if as_json:
+        _print_json(results)
+    else:
+        for result in results:
+            told = ", ".join(f"{split} {count:,}" for split, count in result["rows"].items())
+            _console().print(
+                f"[green]ok[/]    {result['name']}  {told}" if result["ok"] else f"[red]wrong[/] {result['name']}"
+            )
+            if result["error"]:
+                _console().print(_indent(str(result["error"]["text"])), markup=False)
+        _next(f"polysome datasets show {wrong[0]['name']}" if wrong else "polysome datasets ls")
+    if wrong:
+        raise typer.Exit(ConfigurationError.exit_code)
+
+
+@datasets_app.command("sample")
+def datasets_sample(
+    name: str,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Examples to print.")] = 3,
+    split: Annotated[str | None, typer.Option(help="Default: train.")] = None,
+    prompt: Annotated[str, typer.Option(help="System prompt: concise, reasoning or none.")] = "concise",
+    seed: Annotated[int, typer.Option(help="Of the choice of templates.")] = 42,
+    as_json: JsonOption = False,
+) -> None:
+    """Print examples as a model sees them: rendered chats, or the sequences of a corpus."""
+    from typing import get_args
+
+    from polysome import specs
+    from polysome.data import render
+    from polysome.data.sources import read_examples
+
+    spec = specs.dataset(name)
+    if prompt not in get_args(specs.Prompt):
+        raise ConfigurationError(
+            f"no prompt {prompt!r}", where="--prompt", fix=f"choose one of {', '.join(get_args(specs.Prompt))}"
+        )
+    chosen: Any = split or ("train" if "train" in spec.splits else next(iter(spec.splits)))
+    samples = []
+    for row in read_examples(spec, chosen, limit=count).to_pylist():
+        sample: dict[str, Any] = {"id": row["id"]}
+        if spec.task is None:
+            sample["sequence"] = row["sequences"][0]
+        else:
+            question = render.question(
+                spec, row["sequences"], template=render.choose_question_template(spec, row["id"], seed)
+            )
+            if prompt == "reasoning":
+                answer = render.reasoning_answer(spec, row["sequences"], row["label"])
+            else:
+                template = render.choose_answer_template(spec, row["label"], row["id"], seed)
+                answer = render.answer(spec, row["label"], template)
+            sample |= {"label": row["label"], "messages": render.messages(prompt, question, answer)}  # type: ignore[arg-type]
+        samples.append(sample)
+    if as_json:
+        _print_json(samples)
+        return
+    for sample in samples:
+        _console().print(f"[bold]{sample['id']}[/]" + (f"  label {sample['label']:g}" if "label" in sample else ""))
+        for message in sample.get("messages", []):
+            _console().print(f"  {message['role']}: {message['content']}", markup=False)
+        if "sequence" in sample:
+            _console().print(f"  {sample['sequence']}", markup=False)
+    _next(f"polysome datasets validate {name} --read")
+
+
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = "runs",
+    run_id: RunIdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare data: read, clean, render, tokenize and pack into a committed folder."""
+    _run_job("prepare", recipe, overrides, runs, run_id, as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = "runs",
+    run_id: RunIdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one stage on a prepared folder."""
+    _run_job("train", recipe, overrides, runs, run_id, as_json)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = "runs",
+    run_id: RunIdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model the declared tasks and measure its answers."""
+    _run_job("evaluate", recipe, overrides, runs, run_id, as_json)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = "runs",
+    run_id: RunIdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run any recipe, whatever its job."""
+    _run_job(None, recipe, overrides, runs, run_id, as_json)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="A model folder, or a recipe with job: serve.")],
+    overrides: OverridesArgument = None,
+    port: Annotated[int | None, typer.Option(help="Default: the recipe's, or 8000.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C."""
+    from polysome.config import validate
+    from polysome.operations.recipes import load_recipe
+    from polysome.serving.config import ServeConfig
+
+    extra = [*(overrides or []), *([f"port={port}"] if port is not None else [])]
+    if model.endswith((".yaml", ".yml")):
+        config: Any = load_recipe(model, extra, job="serve").config
+    else:
+        from polysome.config import apply_overrides
+
+        config = validate(ServeConfig, apply_overrides({"model": model}, extra), where=f"polysome serve {model}")
+    _serve(config, as_json)
+
+
+def _serve(config: Any, as_json: bool) -> None:
+    from polysome.operations.cluster import connect
+    from polysome.serving.checks import check
+
+    config = check(config)
+    with connect(cpus=config.cpus_per_replica):
+        from polysome.serving import app as serving
+
+        with serving.serving(config) as url:
+            if as_json:
+                _print_json({"url": url, "model": config.name, "folder": config.model})
+            else:
+                console = _console()
+                console.print(f"[bold]{config.name}[/] is served at [bold]{url}[/]; Ctrl-C ends it")
+                path, body = _example_request(config)
+                command = f"curl -s {url}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+                console.print(command, markup=False, soft_wrap=True)
+                _next(f"polysome predict --url {url} --task TASK SEQUENCE")
+            sys.stdout.flush()
+            try:
+                serving.wait()
+            except KeyboardInterrupt:
+                print("stopping", file=sys.stderr)
+
+
+def _example_request(config: Any) -> tuple[str, str]:
+    body = {
+        "model": config.name,
+        "messages": [{"role": "user", "content": "<dna>TATAAAAGGC</dna> Is there a promoter?"}],
+    }
+    return "/v1/chat/completions", json.dumps(body)
+
+
+@app.command()
+def predict(
+    sequences: Annotated[
+        list[str],
+        typer.Argument(metavar="SEQUENCE|FASTA|role=SEQ,role=SEQ...", help="What to ask about; - reads FASTA."),
+    ],
+    task: Annotated[str, typer.Option(help="Name of a data set with a task; see `polysome datasets ls`.")],
+    url: Annotated[str | None, typer.Option(help="A served model. Default: http://127.0.0.1:8000.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model folder, asked in this process instead.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a declared task of sequences."""
+    from polysome.serving import client
+    from polysome.serving.config import ServeConfig
+
+    if url and model:
+        raise ConfigurationError("--url and --model exclude each other", where="command line", fix="give one of them")
+    records = client.read_records(sequences)
+    raw = [record for _, record in records]
+    if model:
+        from polysome.config import validate
+        from polysome.serving import checks
+
+        folder = checks.model_folder(model)
+        config = validate(ServeConfig, {"model": folder, "answer_templates": 4}, where="--model")
+        predictions = client.ask_folder(config, task, raw)
+    else:
+        predictions = client.ask_server(url or "http://127.0.0.1:8000", task, raw)
+    named = [{"id": name, **prediction} for (name, _), prediction in zip(records, predictions, strict=True)]
+    if as_json:
+        _print_json(named)
+        return
+    table = Table("record", "answer", "probability", "in the model's words", box=None, pad_edge=False)
+    for item in named:
+        value = "-" if item["value"] is None else f"{item['value']:g}"
+        probability = "" if item["probability"] is None else f"{item['probability']:.3f}"
+        table.add_row(escape(item["id"]), escape(item["label"] or value), probability, escape(item["text"]))
+    _console().print(table)
+    _console().print("Probabilities are the model's own, not calibrated. For research use only.", style="dim")
+    _next("polysome predict --json …")
+
+
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    address: Annotated[
+        str, typer.Option(envvar="POLYSOME_ADDRESS", help="The cluster's Jobs API.")
+    ] = "http://127.0.0.1:8265",
+    runs: RunsOption = "runs",
+    run_id: RunIdOption = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's log until it ends.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a recipe and this checkout to a Ray cluster, and follow the job's log."""
+    from polysome.operations import submit as submission
+
+    def show(piece: str) -> None:
+        (sys.stderr if as_json else sys.stdout).write(piece)
+        (sys.stderr if as_json else sys.stdout).flush()
+
+    job = submission.submit(
+        recipe, overrides or [], address=address, runs_root=runs, run_id=run_id, follow=follow, show=show
+    )
+    if as_json:
+        _print_json(vars(job))
+    elif not follow:
+        _next(f"ray job logs --address {address} --follow {job.id}")
+    elif job.exit_code == 0:
+        _next(f"polysome runs --runs {runs}")
+    else:
+        print(
+            f"job {job.id} ended as {job.status}: {job.message.splitlines()[0] if job.message else ''}", file=sys.stderr
+        )
+        _next(f"ray job logs --address {address} {job.id}")
+    if job.exit_code:
+        raise typer.Exit(job.exit_code)
+
+
+@app.command("runs")
+def runs_command(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Show this run alone, whole.")] = None,
+    runs: RunsOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, read from their folders alone."""
+    from polysome.operations import runs as registry
+    from polysome.storage import join
+
+    if run_id is not None:
+        record = registry.read_run(join(runs, run_id))
+        _print_json(record.model_dump(mode="json"))
+        if not as_json:
+            _next(f"polysome runs --runs {shlex.quote(runs)}")
+        return
+    found = registry.list_runs(runs)
+    if as_json:
+        _print_json([{"folder": folder, **record.model_dump(mode="json")} for folder, record in found])
+        return
+    table = Table("run", "job", "status", "started (UTC)", "took", "user", "commit", box=None, pad_edge=False)
+    colours = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+    for folder, record in found:
+        child = folder.rstrip("/").rsplit("/", 2)[-2] in record.parents
+        commit = (record.commit or "-")[:9] + ("+dirty" if (record.commit or "").endswith("+dirty") else "")
+        table.add_row(
+            f"{'  ' if child else ''}{record.id}",
+            record.job,
+            f"[{colours[record.status]}]{record.status}[/]",
+            record.started[:19].replace("T", " "),
+            _duration(record.started, record.finished),
+            escape(record.user),
+            commit,
+        )
+    if found:
+        _console().print(table)
+    else:
+        _console().print(f"no runs in {runs}", markup=False)
+    _next(
+        f"polysome runs {found[0][1].id} --runs {shlex.quote(runs)}" if found else "polysome run jobs/recipes/demo.yaml"
+    )
+
+
+@app.command("config-schema")
+def config_schema(
+    job: Annotated[
+        str | None, typer.Argument(help="One of prepare, train, evaluate, pipeline, serve, dataset.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the JSON Schema of recipes and data set specs (always JSON)."""
+    from polysome.operations.recipes import schemas
+
+    found = schemas()
+    if job is not None and job not in found:
+        raise ConfigurationError(f"no schema {job!r}", where="config-schema", fix=f"choose one of {', '.join(found)}")
+    _print_json(found if job is None else found[job])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, and says on standard error what went wrong."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in argv
+    from polysome.operations.program import terminated
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        result = app(args=argv, prog_name="polysome", standalone_mode=False)
+    except PolysomeError as error:
+        _report(_told(error), as_json)
+        if _debug:
+            raise
+        return error.exit_code
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.TyperException as error:
+        # A wrong option or argument; with no argument at all the message is the help.
+        _report({"type": "UsageError", "text": error.format_message(), "exit_code": error.exit_code}, as_json)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe closed it (`polysome runs | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if _debug:
+            raise
+        text = (
+            f"{type(error).__name__}: {error}\n  fix:   this is not expected; `polysome --debug …` prints the traceback"
+        )
+        _report({"type": type(error).__name__, "text": text, "exit_code": 1}, as_json)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return result if isinstance(result, int) else 0
+
+
+def _run_job(
+    job: "Job | None", recipe: str, overrides: list[str] | None, runs: str, run_id: str | None, as_json: bool
+) -> None:
+    from polysome.operations import jobs
+    from polysome.operations.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], job=job)
+    if loaded.job == "serve":
+        _serve(loaded.config, as_json)
+        return
+    stream = sys.stderr if as_json else sys.stdout
+    done = jobs.execute(loaded, runs, run_id=run_id, announce=lambda line: print(line, file=stream, flush=True))
+    _tell_run(done, runs, as_json)
+
+
+def _tell_run(done: "Run", runs: str, as_json: bool) -> None:
+    record = done.record
+    if as_json:
+        _print_json({"folder": done.folder, **record.model_dump(mode="json")})
+        return
+    console = _console()
+    if done.reusable:
+        console.print(f"{record.id} had finished before; nothing was done", markup=False)
+    if record.job != "pipeline":
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, value in record.results.items():
+            table.add_row(name, escape(f"{value:g}" if isinstance(value, float) else str(value)))
+        console.print(table)
+    console.print(f"run {done.folder}", markup=False, soft_wrap=True)
+    following = {
+        "prepare": f"polysome train RECIPE data={record.results.get('data', done.folder)}",
+        "train": f"polysome serve {record.results.get('export', done.folder)}",
+        "pipeline": f"polysome runs --runs {shlex.quote(runs)}",
+    }
+    _next(following.get(record.job, f"polysome runs {record.id} --runs {shlex.quote(runs)}"))
+
+
+def _console() -> Console:
+    """A console for people: no colour unless it is a terminal, and no folding of what is piped."""
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, highlight=False, width=None if terminal else 200)
+
+
+def _next(command: str) -> None:
+    _console().print(f"next: {command}", markup=False, soft_wrap=True)
+
+
+def _print_json(content: Any) -> None:
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def _told(error: PolysomeError) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "what": error.what,
+        "where": error.where,
+        "fix": error.fix,
+        "text": str(error),
+        "exit_code": error.exit_code,
+    }
+
+
+def _report(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json({"error": told})
+    else:
+        Console(file=sys.stderr, highlight=False, soft_wrap=True).print(f"[red]error[/] {escape(str(told['text']))}")
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"      {line}" for line in text.splitlines())
+
+
+def _duration(started: str, finished: str | None) -> str:
+    from datetime import UTC, datetime
+
+    end = datetime.fromisoformat(finished) if finished else datetime.now(UTC)
+    seconds = int((end - datetime.fromisoformat(started)).total_seconds())
+    hours, rest = divmod(max(0, seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The manifest of a prepared folder: what it holds, from what, and the fingerprint that a trainer checks."""
+
+from typing import Literal
+
+from polysome.config import Config, DataError, validate
+from polysome.storage import exists, join, read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+class Shard(Config):
+    """One Parquet file of packed rows."""
+
+    path: str
+    """Relative to the prepared folder."""
+    rows: int
+    documents: int
+    tokens: int
+    """Positions that are not padding."""
+    targets: int
+    """Positions that are trained on."""
+
+
+class SourceReport(Config):
+    """What became of one source."""
+
+    dataset: str
+    version: int
+    split: str
+    prompt: str
+    repeat: int
+    licence: str
+    files: dict[str, str]
+    """uri -> sha256 of the decompressed content that was read."""
+    records: int
+    """Records read, before anything was set aside (once, whatever the repeat factor)."""
+    quarantined: int
+    quarantine_reasons: dict[str, int]
+    excluded: int
+    """Examples left out because their sequence occurs in a protected split, or by a limit of the recipe."""
+    documents: int
+    """Documents packed, repeats counted."""
+
+
+class Manifest(Config):
+    """`manifest.json`; it is written last, so a folder without it is unfinished."""
+
+    format: Literal[1] = 1
+    name: str
+    kind: Literal["pretrain", "instruct"]
+    fingerprint: str
+    """Of recipe, specs, tokenizer, chat template, code version and the content read."""
+    tokenizer_fingerprint: str
+    vocabulary_size: int
+    max_length: int
+    rows: int
+    documents: int
+    tokens: int
+    targets: int
+    packing_efficiency: float
+    """tokens / (rows x max_length)."""
+    shards: list[Shard]
+    sources: list[SourceReport]
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Commit a prepared folder."""
+    write_json(join(folder, MANIFEST), manifest.model_dump())
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a prepared folder.
+
+    Raises:
+        DataError: the folder is absent, unfinished, or of another format.
+    """
+    path = join(folder, MANIFEST)
+    if not exists(path):
+        raise DataError(
+            f"{folder} is no finished prepared folder: it has no {MANIFEST}",
+            where=folder,
+            fix="run `polysome prepare` to its end, or name the folder that it printed",
+        )
+    return validate(Manifest, read_json(path), where=path)

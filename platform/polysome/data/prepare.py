@@ -1,0 +1,350 @@
+"""Prepare a training folder on Ray Data: read, clean, render, tokenize, plan and pack, commit Parquet shards + manifest.
+
+Each file of each source is one unit of work. A unit streams through its reader block by block; a block becomes one
+shard, whose name and content depend on the recipe alone. The manifest is written last and makes the folder whole.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polysome import __version__
+from polysome.config import ConfigurationError, DataError, PolysomeError
+from polysome.data.config import PrepareConfig, PrepareSettings, Source
+from polysome.data.manifest import Manifest, Shard, SourceReport, read_manifest, write_manifest
+from polysome.data.pack import pack
+from polysome.data.render import ChatFrame, choose, sequence_kmer
+from polysome.data.sources import FileReport, read_file
+from polysome.data.tokenize import Rendering, tokenize
+from polysome.data.tokenizer_files import TOKENIZER_FOLDER, copy_tokenizer, load_tokenizer, tokenizer_fingerprint
+from polysome.specs import Dataset, SourceFile, dataset
+from polysome.storage import MIRROR_VARIABLE, exists, fingerprint, join, open_atomic, remove
+
+logger = logging.getLogger(__name__)
+
+PREFLIGHT_RECORDS = 50_000
+SHARD_FOLDER = "shards"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One file of one source in one repeat: what a worker gets."""
+
+    index: int
+    source: Source
+    spec: Dataset
+    file: SourceFile
+    rendering: Rendering
+    repeat: int
+
+
+def prepare(config: PrepareConfig, folder: str) -> Manifest:
+    """Run the recipe into `folder` (any fsspec URL) on the connected Ray cluster; a finished equal folder is kept.
+
+    Raises:
+        ConfigurationError: the recipe does not fit its data sets or tokenizer; before any worker starts.
+        DataError: a source is missing or not what its spec declares; nothing is committed.
+    """
+    specs = {source.dataset: dataset(source.dataset) for source in config.sources}
+    check_sources(config, where=f"recipe {config.name}")
+    identity = _fingerprint(config, specs)
+    if exists(join(folder, "manifest.json")):
+        manifest = read_manifest(folder)
+        if manifest.fingerprint == identity:
+            logger.info("%s is prepared already (%s)", config.name, identity)
+            return manifest
+        raise ConfigurationError(
+            f"{folder} holds prepared data of another recipe ({manifest.fingerprint}, this one is {identity})",
+            where=folder,
+            fix="name another folder, or remove that one",
+        )
+    tokenizer = load_tokenizer(config.tokenizer)
+    units = _units(config, specs, tokenizer)
+    preflight([(unit.spec, unit.source.split, unit.file) for unit in units if unit.repeat == 0])
+    excluded = protected_sequences(config)
+    remove(join(folder, SHARD_FOLDER))
+    copy_tokenizer(config.tokenizer, join(folder, TOKENIZER_FOLDER))
+    reports = _run(config, units, excluded, folder)
+    manifest = _manifest(config, specs, identity, len(tokenizer), units, reports)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def preflight(files: list[tuple[Dataset, str, SourceFile]]) -> None:
+    """Read the head of every file on the driver, so that what is wrong shows before any worker starts.
+
+    Raises:
+        DataError: see `read_file`; up to `PREFLIGHT_RECORDS` records of each file are looked at.
+    """
+    for spec, split, file in files:
+        for _ in read_file(spec, split, file, FileReport(file.uri), limit=PREFLIGHT_RECORDS):  # type: ignore[arg-type]
+            pass
+
+
+def protected_sequences(config: PrepareConfig) -> frozenset[bytes]:
+    """Digests of the examples (all their sequences) in the recipe's excluded splits."""
+    digests: set[bytes] = set()
+    for item in config.exclude:
+        spec = dataset(item.dataset)
+        for file in spec.files(item.split):
+            for batch in read_file(spec, item.split, file, FileReport(file.uri)):
+                digests.update(map(_digest, batch.examples["sequences"].to_pylist()))
+    return frozenset(digests)
+
+
+def _digest(sequences: list[str]) -> bytes:
+    return hashlib.blake2b("\t".join(sequences).encode(), digest_size=16).digest()
+
+
+def check_sources(config: PrepareSettings, *, where: str) -> None:
+    """Whether the recipe's sources are declared and fit its kind.
+
+    Raises:
+        ConfigurationError: a data set is not declared, has no task to ask about, or no reasoning to train on.
+        DataError: a data set has no such split.
+    """
+    for source in config.sources:
+        spec = dataset(source.dataset)
+        spec.files(source.split)
+        if config.kind == "instruct" and spec.task is None:
+            raise ConfigurationError(
+                f"{source.dataset!r} is an unlabelled corpus and cannot be asked about",
+                where=f"{where}: sources",
+                fix="use it in a recipe of kind pretrain",
+            )
+        if source.prompt == "reasoning" and config.kind == "instruct" and spec.task and not spec.task.reasoning:
+            raise ConfigurationError(
+                f"{source.dataset!r} declares no reasoning steps",
+                where=f"{where}: sources",
+                fix="use the concise prompt for it, or declare task.reasoning in its spec",
+            )
+
+
+def _fingerprint(config: PrepareConfig, specs: dict[str, Dataset]) -> str:
+    protected = {item.dataset: dataset(item.dataset).model_dump() for item in config.exclude}
+    return fingerprint(
+        {
+            "recipe": config.model_dump(exclude={"tokenizer"}),
+            "specs": {name: spec.model_dump() for name, spec in specs.items()} | protected,
+            "tokenizer": tokenizer_fingerprint(config.tokenizer),
+            "version": __version__,
+        }
+    )
+
+
+def _units(config: PrepareConfig, specs: dict[str, Dataset], tokenizer: object) -> list[Unit]:
+    from transformers import PreTrainedTokenizerBase
+
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    units: list[Unit] = []
+    for source in config.sources:
+        spec = specs[source.dataset]
+        frame = ChatFrame.of(tokenizer, source.prompt) if config.kind == "instruct" else None
+        for repeat in range(source.repeat):
+            rendering = Rendering(
+                frame=frame,
+                kmer=sequence_kmer(tokenizer),
+                bos=str(tokenizer.bos_token or ""),
+                eos=str(tokenizer.eos_token),
+                prompt=source.prompt,
+                tag_fraction=config.tag_fraction,
+                seed=int(choose(f"{source.dataset}/{source.split}/{source.prompt}", config.seed, str(repeat)) * 2**31),
+            )
+            for file in spec.files(source.split):
+                units.append(Unit(len(units), source, spec, file, rendering, repeat))
+    return units
+
+
+@dataclass(frozen=True)
+class _UnitWork:
+    """Runs in the workers: a unit in, one line of statistics per shard and one for the file out."""
+
+    units: list[Unit]
+    excluded: frozenset[bytes]
+    folder: str
+    tokenizer_json: str
+    max_length: int
+    pad_id: int
+    seed: int
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for index in batch["unit"].to_pylist():
+            yield from self._unit(self.units[index])
+
+    def _unit(self, unit: Unit) -> Iterator[pa.Table]:
+        report = FileReport(unit.file.uri)
+        excluded = kept = 0
+        blocks = read_file(unit.spec, unit.source.split, unit.file, report)
+        for number, block in enumerate(blocks):
+            examples = block.examples
+            keep = [_digest(sequences) not in self.excluded for sequences in examples["sequences"].to_pylist()]
+            if unit.source.limit is not None:
+                # The limit counts per file, so that units stay independent of one another.
+                room = unit.source.limit - kept
+                keep = [wanted and int(position) <= room for wanted, position in zip(keep, np.cumsum(keep), strict=True)]
+            excluded += len(keep) - sum(keep)
+            kept += sum(keep)
+            examples = examples.filter(pa.array(keep, pa.bool_()))
+            if examples.num_rows:
+                yield self._shard(unit, number, examples)
+        yield _statistics(
+            unit=unit.index,
+            records=report.records,
+            quarantined=report.quarantined,
+            excluded=excluded,
+            sha256=report.sha256,
+            reasons=report.reasons,
+        )
+
+    def _shard(self, unit: Unit, number: int, examples: pa.Table) -> pa.Table:
+        documents = tokenize(examples, unit.spec, unit.rendering, self.tokenizer_json, self.max_length)
+        # Shuffled before packing, so that which documents share a row does not follow the order of the source.
+        order = np.random.default_rng([self.seed, unit.index, number]).permutation(documents.num_rows)
+        rows = pack(documents.take(pa.array(order)), self.max_length, self.pad_id)
+        path = f"{SHARD_FOLDER}/{unit.index:05d}-{number:06d}.parquet"
+        with open_atomic(join(self.folder, path)) as handle:
+            pq.write_table(rows, handle, compression="zstd", row_group_size=4096)
+        return _statistics(
+            unit=unit.index,
+            path=path,
+            rows=rows.num_rows,
+            documents=documents.num_rows,
+            tokens=int(np.sum(rows["tokens"].to_numpy())),
+            targets=int(np.sum(rows["targets"].to_numpy())),
+        )
+
+
+_STATISTICS = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("path", pa.string()),
+        *((name, pa.int64()) for name in ("rows", "documents", "tokens", "targets", "records", "quarantined", "excluded")),
+        ("sha256", pa.string()),
+        ("reasons", pa.map_(pa.string(), pa.int64())),
+    ]
+)
+
+
+def _statistics(reasons: dict[str, int] | None = None, **values: object) -> pa.Table:
+    row = dict.fromkeys(_STATISTICS.names) | values | {"reasons": list((reasons or {}).items())}
+    return pa.Table.from_pylist([row], schema=_STATISTICS)
+
+
+def _run(config: PrepareConfig, units: list[Unit], excluded: frozenset[bytes], folder: str) -> list[dict[str, object]]:
+    import os
+
+    import ray
+
+    tokenizer_json = (Path(config.tokenizer) / "tokenizer.json").read_text(encoding="utf-8")
+    pad_id = load_tokenizer(config.tokenizer).pad_token_id or 0
+    work = _UnitWork(units, excluded, folder, tokenizer_json, config.max_length, pad_id, config.seed)
+    mirror = {name: value for name in (MIRROR_VARIABLE,) if (value := os.environ.get(name))}
+    table = pa.table({"unit": pa.array([unit.index for unit in units], pa.int64())})
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    rows = ray.data.from_arrow([table.slice(index, 1) for index in range(len(units))]).map_batches(
+        work,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=1,
+        runtime_env={"env_vars": mirror} if mirror else None,
+    )
+    try:
+        return rows.take_all()
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The product's own error inside Ray's wrapping, or the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        for candidate in (seen, inner):
+            if isinstance(candidate, PolysomeError):
+                # Ray's wrapper is an instance of both; rebuild the plain one.
+                kind = next(kind for kind in type(candidate).__mro__ if kind.__module__ == PolysomeError.__module__)
+                return kind(candidate.what, where=candidate.where, fix=candidate.fix)  # type: ignore[call-arg]
+        seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__
+    return error
+
+
+def _manifest(
+    config: PrepareConfig,
+    specs: dict[str, Dataset],
+    identity: str,
+    vocabulary_size: int,
+    units: list[Unit],
+    statistics: list[dict[str, object]],
+) -> Manifest:
+    shards = [Shard(**{name: row[name] for name in Shard.model_fields}) for row in statistics if row["path"]]
+    if not shards:
+        raise DataError(
+            "nothing is left to train on",
+            where=f"recipe {config.name}",
+            fix="every example was excluded or set aside; check exclude and limit",
+        )
+    files = [row for row in statistics if not row["path"]]
+    reports = [_source_report(source, specs, units, files, statistics) for source in config.sources]
+    rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
+    targets = sum(shard.targets for shard in shards)
+    return Manifest(
+        name=config.name,
+        kind=config.kind,
+        fingerprint=identity,
+        tokenizer_fingerprint=tokenizer_fingerprint(config.tokenizer),
+        vocabulary_size=vocabulary_size,
+        max_length=config.max_length,
+        rows=rows,
+        documents=sum(shard.documents for shard in shards),
+        tokens=tokens,
+        targets=targets,
+        packing_efficiency=round(tokens / (rows * config.max_length), 6),
+        shards=shards,
+        sources=reports,
+    )
+
+
+def _source_report(
+    source: Source,
+    specs: dict[str, Dataset],
+    units: list[Unit],
+    files: list[dict[str, object]],
+    statistics: list[dict[str, object]],
+) -> SourceReport:
+    spec = specs[source.dataset]
+    mine = [row for row in files if units[int(row["unit"])].source is source]  # type: ignore[call-overload]
+    first = [row for row in mine if units[int(row["unit"])].repeat == 0]  # type: ignore[call-overload]
+    reasons: dict[str, int] = {}
+    for row in first:
+        for reason, count in dict(row["reasons"]).items():  # type: ignore[call-overload]
+            reasons[reason] = reasons.get(reason, 0) + count
+
+    def total(rows: list[dict[str, object]], name: str) -> int:
+        return sum(int(row[name] or 0) for row in rows)  # type: ignore[call-overload]
+
+    return SourceReport(
+        dataset=source.dataset,
+        version=spec.version,
+        split=source.split,
+        prompt=source.prompt,
+        repeat=source.repeat,
+        licence=spec.licence,
+        files={units[int(row["unit"])].file.uri: str(row["sha256"]) for row in first},  # type: ignore[call-overload]
+        records=total(first, "records"),
+        quarantined=total(first, "quarantined"),
+        quarantine_reasons=reasons,
+        excluded=total(first, "excluded"),
+        documents=total(
+            [row for row in statistics if row["path"] and units[int(row["unit"])].source is source],  # type: ignore[call-overload]
+            "documents",
+        ),
+    )

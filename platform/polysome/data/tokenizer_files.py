@@ -1,0 +1,68 @@
+"""A tokenizer folder as files: its fingerprint, and copying it into a prepared folder."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polysome.config import ConfigurationError
+from polysome.storage import join, open_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FOLDER = "tokenizer"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_MEANING = ("bos_token", "eos_token", "pad_token", "chat_template", "sequence_kmer")
+
+
+def tokenizer_fingerprint(folder: str | Path) -> str:
+    """16 hex digits of what decides token ids and chat layout: vocabulary, special tokens, chat template.
+
+    Raises:
+        ConfigurationError: the folder holds no fast tokenizer.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigurationError(
+            f"no tokenizer.json in {folder}", where=str(folder), fix="name a folder with a fast (tokenizers) tokenizer"
+        )
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    # Truncation and padding are set per call; they do not change what a token is.
+    content.pop("truncation", None), content.pop("padding", None)
+    settings_file = folder / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    kept = {name: _token_text(settings.get(name)) for name in _MEANING}
+    text = json.dumps([content, kept], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _token_text(value: object) -> object:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def copy_tokenizer(source: str | Path, destination: str) -> None:
+    """Copy the tokenizer's files into `destination` (any fsspec URL)."""
+    for name in _FILES:
+        path = Path(source) / name
+        if path.is_file():
+            with open_atomic(join(destination, name)) as handle:
+                handle.write(path.read_bytes())
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """The Hugging Face tokenizer in a local folder, ready to render and encode.
+
+    Raises:
+        ConfigurationError: it lacks an end or a padding token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer_fingerprint(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    if tokenizer.eos_token is None:
+        raise ConfigurationError("the tokenizer has no eos token", where=str(folder), fix="declare eos_token in it")
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Evaluation: ask, parse, measure, report; the asking runs in Ray actors."""

@@ -1,0 +1,1 @@
+"""Inference: the one door to a model, used by evaluation and by serving alike."""

@@ -1,0 +1,1 @@
+"""Models: backbone, tokenizer, packed attention, and the choice of what trains."""

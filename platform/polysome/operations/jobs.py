@@ -1,0 +1,119 @@
+"""The jobs: a validated configuration in, a finished run folder out. One function each, read top to bottom."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from polysome.config import ConfigurationError
+from polysome.operations import runs
+from polysome.operations.cluster import connect
+from polysome.operations.recipes import Recipe
+from polysome.storage import join
+
+if TYPE_CHECKING:
+    from polysome.data.config import PrepareConfig
+    from polysome.evaluation.config import EvaluationConfig
+    from polysome.operations.pipeline import PipelineConfig
+    from polysome.training.config import StageConfig
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[str], None]
+"""Takes one line about what a job begins or has done."""
+
+
+def prepare(
+    config: "PrepareConfig", runs_root: str, *, run_id: str | None = None, parents: Sequence[str] = ()
+) -> runs.Run:
+    """Read, clean, render, tokenize and pack into `<run>/data`."""
+    with runs.start(runs_root, "prepare", config.name, config, parents=parents, run_id=run_id) as run:
+        if run.reusable:
+            return run
+        with connect():
+            from polysome.data.prepare import prepare as prepare_data
+
+            folder = join(run.folder, "data")
+            manifest = prepare_data(config, folder)
+        run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
+        run.finish(
+            {
+                "data": folder,
+                "rows": manifest.rows,
+                "documents": manifest.documents,
+                "tokens": manifest.tokens,
+                "packing_efficiency": manifest.packing_efficiency,
+            }
+        )
+    return run
+
+
+def train(config: "StageConfig", runs_root: str, *, run_id: str | None = None, parents: Sequence[str] = ()) -> runs.Run:
+    """Train one stage on a prepared folder and export it to `<run>/export`."""
+    from polysome.data.manifest import read_manifest
+
+    manifest = read_manifest(config.data)
+    with runs.start(runs_root, "train", config.name, config, parents=parents, run_id=run_id) as run:
+        if run.reusable:
+            return run
+        run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
+        workers = config.workers
+        with connect(cpus=workers.count * workers.cpus_per_worker, gpus=workers.count * workers.gpus_per_worker):
+            from polysome.training.launch import train_stage
+
+            result = train_stage(config, run.folder)
+        run.finish(dataclasses.asdict(result))
+    return run
+
+
+def evaluate(
+    config: "EvaluationConfig", runs_root: str, *, run_id: str | None = None, parents: Sequence[str] = ()
+) -> runs.Run:
+    """Ask a model the declared tasks and measure its answers."""
+    from polysome.inference.folder import model_fingerprint
+
+    model = model_fingerprint(config.model)
+    with runs.start(runs_root, "evaluate", config.name, config, parents=parents, run_id=run_id) as run:
+        if run.reusable:
+            return run
+        run.update(fingerprints={"model": model})
+        with connect(cpus=config.cpus_per_actor):
+            from polysome.evaluation.run import evaluate as evaluate_model
+
+            evaluation = evaluate_model(config, run.folder)
+        run.finish({name: measured.to_json() for name, measured in evaluation.measurements.items()})
+    return run
+
+
+def pipeline(
+    config: "PipelineConfig", runs_root: str, *, run_id: str | None = None, announce: Announce = log.info
+) -> runs.Run:
+    """Prepare, train and evaluate every stage of a recipe, each step a run below the pipeline's."""
+    from polysome.operations.pipeline import check, run_pipeline
+
+    check(config)
+    workers = [stage.train.workers for stage in config.stages.values()]
+    with connect(
+        cpus=max(worker.count * worker.cpus_per_worker for worker in workers),
+        gpus=max(worker.count * worker.gpus_per_worker for worker in workers),
+    ):
+        return run_pipeline(config, runs_root, run_id, announce=announce)
+
+
+def execute(recipe: Recipe, runs_root: str, *, run_id: str | None = None, announce: Announce = log.info) -> runs.Run:
+    """Run any recipe that ends by itself.
+
+    Raises:
+        ConfigurationError: the recipe is for serving, which has no end and no run.
+        PolysomeError: what the job says is wrong.
+    """
+    config: Any = recipe.config
+    if recipe.job == "pipeline":
+        return pipeline(config, runs_root, run_id=run_id, announce=announce)
+    steps: dict[str, Callable[..., runs.Run]] = {"prepare": prepare, "train": train, "evaluate": evaluate}
+    if recipe.job not in steps:
+        raise ConfigurationError(
+            f"a recipe for {recipe.job!r} does not end by itself", where=recipe.name, fix="use `polysome serve`"
+        )
+    announce(f"{recipe.job} {recipe.name}")
+    return steps[recipe.job](config, runs_root, run_id=run_id)

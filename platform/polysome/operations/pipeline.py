@@ -1,0 +1,400 @@
+"""A pipeline: tokenizer, then prepare, train and evaluate stage after stage, baselines, report, and a served model.
+
+Every step is a run of its own in a folder below the pipeline's, so a pipeline that was stopped goes on with the first
+step that is not finished. An ablation is another chain through the same stages; what it shares with the main chain
+(prepared data, baselines) is made once.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
+
+from polysome.config import Config, ConfigurationError
+from polysome.data.config import PrepareConfig, PrepareSettings
+from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
+from polysome.models.backbone import ModelSource
+from polysome.operations import runs
+from polysome.operations.runs import Run
+from polysome.serving.config import ServeSettings
+from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, dataset
+from polysome.storage import join
+from polysome.training.config import StageConfig, StageSettings
+
+if TYPE_CHECKING:
+    from polysome.evaluation.baselines import Baselines
+    from polysome.evaluation.report import Report
+    from polysome.evaluation.run import Evaluation
+
+log = logging.getLogger(__name__)
+
+MAIN = "main"
+
+
+class BuiltTokenizer(Config):
+    """Build Polysome's own vocabulary from the wordings of the pipeline's data sets."""
+
+    vocabulary_size: Annotated[int, Field(ge=276)] = 1024
+    """Upper bound, k-mers not counted."""
+    kmer: Annotated[int, Field(ge=1, le=6)] = 1
+    """Spell DNA and RNA in overlapping k-mers; 1: base by base."""
+
+
+class PipelineStage(Config):
+    """One stage: its data and its training."""
+
+    prepare: PrepareSettings
+    train: StageSettings
+
+
+class Reference(Config):
+    """A published number that stands beside the results for context."""
+
+    dataset: str
+    system: str
+    value: float
+    """In the scale of its source."""
+    source: str
+
+
+class PipelineEvaluation(EvaluationSettings):
+    """What is asked after each stage, and of whom."""
+
+    after: list[str] | None = None
+    """Stages of the main chain after which to evaluate; all when not given. Ablations are evaluated at their end."""
+
+
+class PipelineServing(ServeSettings):
+    """Serve the main chain's last export when all is done, and ask it a question over HTTP."""
+
+    question_task: str
+    """Data set whose first test example is asked."""
+    keep: bool = False
+    """Leave the endpoint up until Ctrl-C."""
+
+
+class PipelineConfig(Config):
+    """The recipe of a pipeline."""
+
+    name: str
+    seed: int = 42
+    tokenizer: str | BuiltTokenizer
+    """Folder of a Hugging Face tokenizer, or how to build one."""
+    model: ModelSource
+    """What the first stage of a chain starts from; later stages start from the export before them."""
+    stages: Annotated[dict[str, PipelineStage], Field(min_length=1)]
+    """In order; the main chain runs all of them."""
+    ablations: dict[str, list[str]] = {}
+    """Other chains by name: which stages they run, in order."""
+    evaluation: PipelineEvaluation | None = None
+    references: list[Reference] = []
+    serving: PipelineServing | None = None
+    report: str | None = None
+    """Also write the Markdown report to this file."""
+
+    @model_validator(mode="after")
+    def _chains_exist(self) -> "PipelineConfig":
+        for name, chain in self.ablations.items():
+            unknown = [stage for stage in chain if stage not in self.stages]
+            if unknown or not chain:
+                raise ValueError(f"ablation {name!r} needs stages of {list(self.stages)}, found {chain}")
+        if self.evaluation and self.evaluation.after:
+            unknown = [stage for stage in self.evaluation.after if stage not in self.stages]
+            if unknown:
+                raise ValueError(f"evaluation.after names {unknown}, stages are {list(self.stages)}")
+        if self.serving and not self.evaluation:
+            raise ValueError("serving.question_task needs an evaluation that declares the tasks")
+        return self
+
+    @property
+    def chains(self) -> dict[str, list[str]]:
+        """All chains, the main one first."""
+        return {MAIN: list(self.stages), **self.ablations}
+
+
+Announce = Callable[[Any], None]
+"""Shows a line, or a table of rich, to whoever started the pipeline."""
+
+
+def run_pipeline(
+    config: PipelineConfig, runs_root: str, run_id: str | None = None, *, announce: Announce = log.info
+) -> Run:
+    """Run the pipeline on the connected Ray cluster; with the id of an unfinished run, go on where it stopped.
+
+    Raises:
+        PolysomeError: what is wrong, before the step that it concerns starts; finished steps stay.
+    """
+    check(config)
+    with runs.start(runs_root, "pipeline", config.name, config, run_id=run_id) as run:
+        if run.reusable:
+            announce(f"{run.id} is finished already")
+        else:
+            _Pipeline(config, run, announce).run()
+    return run
+
+
+def check(config: PipelineConfig) -> None:
+    """Everything that can be known before the first step: data sets, tokenizer, heads of all files, model, port.
+
+    Raises:
+        PolysomeError: what is wrong, where, and how to mend it.
+    """
+    from polysome.data.prepare import check_sources, preflight
+    from polysome.data.tokenizer_files import tokenizer_fingerprint
+
+    if isinstance(config.tokenizer, str):
+        tokenizer_fingerprint(config.tokenizer)
+    files = {}
+    for name, stage in config.stages.items():
+        check_sources(stage.prepare, where=f"stages.{name}.prepare")
+        for source in [*stage.prepare.sources, *stage.prepare.exclude]:
+            for file in dataset(source.dataset).files(source.split):
+                files[source.dataset, source.split, file.uri] = (dataset(source.dataset), source.split, file)
+    if config.evaluation:
+        for task in config.evaluation.tasks:
+            if dataset(task).task is None:
+                raise ConfigurationError(
+                    f"{task!r} is an unlabelled corpus and cannot be asked about",
+                    where="evaluation.tasks",
+                    fix="name data sets with a task",
+                )
+            for file in dataset(task).files(config.evaluation.split):
+                files[task, config.evaluation.split, file.uri] = (dataset(task), config.evaluation.split, file)
+    preflight(list(files.values()))
+    if config.serving:
+        from polysome.serving.checks import require_free_port
+
+        require_free_port(config.serving.host, config.serving.port)
+
+
+class _Pipeline:
+    """One execution of a recipe in its run folder; the methods stand in the order in which they run."""
+
+    def __init__(self, config: PipelineConfig, run: Run, announce: Announce) -> None:
+        self.config, self.folder, self.id, self.run_record = config, run.folder, run.id, run
+        self.announce = announce
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def run(self) -> None:
+        self.tokenizer = self._tokenizer()
+        exports = {chain: self._chain(chain, stages) for chain, stages in self.config.chains.items()}
+        self.run_record.update(results={"exports": exports})
+        if self.config.evaluation:
+            self._report(self._baselines())
+        if self.config.serving:
+            self._serve(exports[MAIN])
+
+    def _chain(self, chain: str, stages: Sequence[str]) -> str:
+        """Train stage after stage, evaluate where the recipe asks for it; returns the last export."""
+        export: str | None = None
+        for position, stage in enumerate(stages):
+            name = stage if chain == MAIN else f"{chain}-{stage}"
+            export = self._train(name, stage, self._prepare(stage), export)
+            if self._evaluated(chain, stage, last=position == len(stages) - 1):
+                self._evaluate(name, _title(chain, stages[: position + 1]), export)
+        assert export is not None
+        return export
+
+    def _tokenizer(self) -> str:
+        """A local folder; a built tokenizer is kept in the run folder as well."""
+        if isinstance(self.config.tokenizer, str):
+            return self.config.tokenizer
+        from polysome.data.render import wordings
+        from polysome.data.tokenizer_files import copy_tokenizer, tokenizer_fingerprint
+        from polysome.models.tokenizer import build_per_base_tokenizer
+
+        names = dict.fromkeys(
+            source.dataset for stage in self.config.stages.values() for source in stage.prepare.sources
+        )
+        texts = [
+            CONCISE_SYSTEM_PROMPT,
+            REASONING_SYSTEM_PROMPT,
+            *(text for name in names for text in wordings(dataset(name))),
+        ]
+        # A content-addressed local folder: every attempt and every child of the run finds the same one.
+        local = Path(self._scratch("tokenizer"))
+        settings = self.config.tokenizer
+        build_per_base_tokenizer(local, texts, vocabulary_size=settings.vocabulary_size, kmer=settings.kmer)
+        copy_tokenizer(local, join(self.folder, "tokenizer"))
+        self.run_record.update(fingerprints={"tokenizer": tokenizer_fingerprint(local)})
+        return str(local)
+
+    def _scratch(self, name: str) -> str:
+        """A local folder of this run: below the run folder where that is local."""
+        return join(self.folder, name) if "://" not in self.folder else tempfile.mkdtemp(prefix=f"{self.id}-{name}-")
+
+    def _step(self, job: str, name: str, config: Config, parents: Sequence[str] = ()) -> Run:
+        """Claim a step's folder; an earlier unfinished attempt is taken up."""
+        return runs.start(self.folder, job, name, config, parents=[self.id, *parents], run_id=name)
+
+    def _prepare(self, stage: str) -> str:
+        from polysome.data.prepare import prepare
+
+        settings = self.config.stages[stage].prepare
+        config = PrepareConfig(name=f"prepare-{stage}", tokenizer=self.tokenizer, **settings.model_dump())
+        with self._step("prepare", config.name, config) as step:
+            if not step.reusable:
+                self.announce(f"prepare {stage}")
+                manifest = prepare(config, step.folder)
+                step.finish(manifest.model_dump(exclude={"shards"}))
+                self.announce(
+                    f"  {manifest.documents:,} documents, {manifest.tokens:,} tokens in {manifest.rows:,} rows of "
+                    f"{manifest.max_length}; packing {manifest.packing_efficiency:.1%}; "
+                    f"left out {sum(source.excluded for source in manifest.sources):,}, "
+                    f"set aside {sum(source.quarantined for source in manifest.sources):,}"
+                )
+        return step.folder
+
+    def _train(self, name: str, stage: str, prepared: str, previous: str | None) -> str:
+        from polysome.training.launch import train_stage
+
+        settings = self.config.stages[stage].train
+        model = self.config.model if previous is None else ModelSource(path=previous)
+        config = StageConfig(name=name, data=prepared, model=model, **settings.model_dump())
+        with self._step("train", name, config, parents=[f"prepare-{stage}"]) as step:
+            if not step.reusable:
+                self.announce(f"train {name}")
+                result = train_stage(config, step.folder)
+                step.finish(asdict(result))
+                self.announce(
+                    f"  {result.updates:,} updates, {result.tokens:,} tokens in {result.seconds:.0f} s; loss "
+                    f"{result.final_loss:.4f}; {result.trainable_parameters:,} of {result.total_parameters:,} parameters "
+                    f"trained; {result.optimizer}"
+                )
+        return str(step.record.results["export"])
+
+    def _evaluated(self, chain: str, stage: str, *, last: bool) -> bool:
+        if self.config.evaluation is None:
+            return False
+        after = self.config.evaluation.after
+        return last if chain != MAIN else after is None or stage in after
+
+    def _evaluate(self, name: str, title: str, export: str) -> None:
+        from polysome.evaluation.run import evaluate, read_evaluation
+
+        assert self.config.evaluation is not None
+        settings = self.config.evaluation.model_dump(include=set(EvaluationSettings.model_fields))
+        config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
+        with self._step("evaluate", config.name, config, parents=[name]) as step:
+            if not step.reusable:
+                self.announce(f"evaluate {title}")
+                evaluation = evaluate(config, step.folder)
+                step.finish({task: found.to_json() for task, found in evaluation.measurements.items()})
+                self.announce(f"  {evaluation.asked:,} answers in {evaluation.seconds:.0f} s")
+        self.evaluations[title] = read_evaluation(step.folder)
+
+    def _baselines(self) -> "dict[str, Baselines]":
+        from polysome.evaluation.baselines import run_baselines, write_baselines
+
+        assert self.config.evaluation is not None
+        settings = self.config.evaluation
+        self.announce("fit the k-mer baselines")
+        started = time.monotonic()
+        found = run_baselines(
+            settings.tasks, split=settings.split, limit=settings.limit, seed=settings.seed, resamples=settings.resamples
+        )
+        write_baselines(join(self.folder, "baselines.json"), found)
+        self.announce(f"  {len(found)} tasks in {time.monotonic() - started:.0f} s")
+        return found
+
+    def _report(self, baselines: "dict[str, Baselines]") -> None:
+        """Print the table; write it as Markdown into the run folder, and where the recipe says."""
+        from polysome.evaluation.report import Published, table
+
+        published = [Published(item.dataset, item.system, item.value, item.source) for item in self.config.references]
+        report = table(self.evaluations, baselines, published=published)
+        self.announce(report.rich(self.config.name))
+        text = self._markdown(report)
+        for path in [join(self.folder, "report.md"), *([self.config.report] if self.config.report else [])]:
+            with open_atomic(path, "w") as handle:
+                handle.write(text)
+            self.announce(f"report: {path}")
+
+    def _markdown(self, report: "Report") -> str:
+        record = self.run_record.record
+        lines = [f"# {self.config.name}", "", f"Made by `{_command()}` with Polysome {record.versions['polysome']}.", ""]
+        lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config), "## How it was made", ""]
+        lines += ["| step | what | seconds |", "| --- | --- | ---: |"]
+        for _, step in runs.list_steps(self.folder):
+            lines.append(f"| {step.name} | {_step_summary(step)} | {runs.seconds(step):.0f} |")
+        return "\n".join([*lines, ""])
+
+    def _serve(self, export: str) -> None:
+        """Serve the export, ask the first test example over HTTP, and stop, or stay until Ctrl-C."""
+        from polysome.data.render import question
+        from polysome.data.sources import read_examples
+        from polysome.serving.app import start, stop
+        from polysome.serving.client import ask_chat
+
+        assert self.config.serving is not None
+        settings = self.config.serving
+        config = ServeConfig(model=export, **settings.model_dump(include=set(ServeSettings.model_fields)))
+        spec = dataset(settings.question_task)
+        example = read_examples(spec, "test", limit=1).to_pylist()[0]
+        asked = question(spec, example["sequences"])
+        self.announce(f"serve {config.name}")
+        url = start(config)
+        try:
+            told = ask_chat(url, config.name, asked, prompt=config.prompt)
+            assert spec.task is not None
+            self.announce(f"  url:      {url}/v1/chat/completions")
+            self.announce(f"  question: {asked}")
+            self.announce(f"  answer:   {told}   (truth: {spec.task.label.encode(example['label'])})")
+            self.run_record.update(results={"served": {"question": asked, "answer": told}})
+            if settings.keep:
+                self.announce(f"  stays up at {url} until Ctrl-C")
+                while True:
+                    time.sleep(1)
+        except KeyboardInterrupt:
+            self.announce("  stopped")
+        finally:
+            stop()
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _step_summary(step: runs.RunRecord) -> str:
+    found = step.results
+    if step.job == "prepare":
+        sources = found["sources"]
+        return (
+            f"{found['documents']:,} documents, {found['tokens']:,} tokens, packing {found['packing_efficiency']:.1%}; "
+            f"left out {sum(source['excluded'] for source in sources):,} (in a protected split), "
+            f"set aside {sum(source['quarantined'] for source in sources):,}"
+        )
+    if step.job == "train":
+        return (
+            f"{found['updates']:,} updates, {found['tokens']:,} tokens, loss {found['final_loss']:.4f}; "
+            f"{found['trainable_parameters']:,} of {found['total_parameters']:,} parameters trained; {found['optimizer']}"
+        )
+    return ", ".join(f"{task}: {result['value']:.2f}" for task, result in found.items())
+
+
+def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
+    """For each ablation: on which tasks the main chain is above it, and on which it is not."""
+    by_name = {system.name: system for system in report.systems}
+    main = by_name.get(_title(MAIN, list(config.stages)))
+    lines: list[str] = []
+    for ablation in config.ablations:
+        other = by_name.get(_title(ablation, []))
+        if main is None or other is None:
+            continue
+        above = [
+            task for task in report.tasks if main.measurements[task].value.value > other.measurements[task].value.value
+        ]
+        rest = [task for task in report.tasks if task not in above]
+        sentence = f"{main.name} is above {other.name} on {len(above)} of {len(report.tasks)} tasks"
+        lines += [f"{sentence} ({', '.join(above) or 'none'}); it is not on {', '.join(rest) or 'none'}.", ""]
+    return lines
+
+
+def _title(chain: str, stages: Sequence[str]) -> str:
+    """`after stage1+2`, or the ablation's name: how a column of the report is named."""
+    if chain != MAIN:
+        return chain.replace("_", " ")
+    return "after " + "+".join([stages[0], *(stage.removeprefix("stage") for stage in stages[1:])])

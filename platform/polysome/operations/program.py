@@ -1,0 +1,38 @@
+"""The frame of a job program: arguments from the command line, errors told as the `polysome` command tells them."""
+
+import inspect
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from polysome.config import PolysomeError
+
+
+def program(main: Callable[..., None]) -> int:
+    """Call `main` with the command line's arguments; returns the exit code.
+
+    0: done; 2: bad configuration or data; 3: not enough resources; 130: stopped by Ctrl-C or SIGTERM. What is not
+    expected keeps its traceback.
+    """
+    arguments = sys.argv[1:]
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        inspect.signature(main).bind(*arguments)
+    except TypeError:
+        print(f"usage: {sys.argv[0]} RECIPE [key=value …]", file=sys.stderr)
+        return 2
+    try:
+        main(*arguments)
+    except PolysomeError as error:
+        print(f"error {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a job as Ctrl-C does: Ray is shut down and the run is marked interrupted."""
+    raise KeyboardInterrupt

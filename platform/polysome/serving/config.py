@@ -1,0 +1,87 @@
+"""What is served, where, how it grows, and the limits that one caller meets."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from polysome.config import Config
+from polysome.specs import Prompt
+
+
+class Autoscaling(Config):
+    """How many model replicas run."""
+
+    min_replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """0 frees the machine when nobody asks; the first question then waits for the model to load."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 8
+    """Requests at once that one replica shall have; more starts another."""
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
+class Limits(Config):
+    """Bounds of one request. What is beyond them is refused with an error that names the bound."""
+
+    body_bytes: Annotated[int, Field(ge=1024)] = 2 * 1024 * 1024
+    records: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """Sequences in one `/v1/predict`."""
+    messages: Annotated[int, Field(ge=1, le=1000)] = 64
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Upper bound of `max_tokens`."""
+    default_max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Used where a request does not say, and for the answers of `/v1/predict`."""
+
+    @model_validator(mode="after")
+    def _default_within_bound(self) -> "Limits":
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError(f"default_max_tokens {self.default_max_tokens} is above max_tokens {self.max_tokens}")
+        return self
+
+
+class ServeSettings(Config):
+    """How a model is served: all but which one."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "polysome"
+    """The model's id in the API, and the name of the Serve application."""
+    host: str = "127.0.0.1"
+    """Address that the HTTP proxy listens on. The API asks for no key: put a proxy that does before another address."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    prompt: Prompt = "concise"
+    """System prompt of `/v1/predict`."""
+    answer_templates: Annotated[int, Field(ge=1, le=32)] = 4
+    """Wordings per label that `/v1/predict` scores; a label's probability is the sum over its wordings."""
+    autoscaling: Autoscaling = Autoscaling()
+    gateway_replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    cpus_per_replica: Annotated[int, Field(ge=1)] = 1
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Requests that one forward pass answers together."""
+    batch_wait_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_batch_tokens: Annotated[int, Field(ge=256)] = 16384
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 32
+    """Requests that a replica holds at once."""
+    max_queued_requests: Annotated[int, Field(ge=1)] = 128
+    """Requests that wait at a gateway for a free replica; more are refused with 429."""
+    request_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
+    """Longer requests end with 408. Must exceed the time to load the model where `min_replicas` is 0."""
+    limits: Limits = Limits()
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the API."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+class ServeConfig(ServeSettings):
+    """One served model."""
+
+    model: str
+    """Hugging Face folder (a stage's `export/`, or its run folder), local or any fsspec URL."""

@@ -1,0 +1,211 @@
+"""Declared tasks asked of a model: sequences in, a label with its probability or a number out for each record."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from polysome.config import Config, ConfigurationError, DataError
+from polysome.data.clean import Refused, clean
+from polysome.data.render import answer, messages, question
+from polysome.evaluation.parsers import parser
+from polysome.inference.engine import Conversation, Generation
+from polysome.specs import Dataset, MulticlassLabel, Prompt, RegressionLabel, dataset, names
+
+_CHOICES_AT_ONCE = 64
+
+RawRecord = str | dict[str, str]
+"""One sequence, or for each role of the task its sequence."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn: `temperature` 0 is greedy; `seed` makes a sampled answer repeatable."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class Backend(Protocol):
+    """Whatever answers: a pool of replicas behind a handle, or an engine in this process."""
+
+    async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
+        """One answer."""
+        ...
+
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+        """Log-likelihood of each choice."""
+        ...
+
+
+class Prediction(Config):
+    """The answer about one record."""
+
+    index: int
+    """Position of the record in the request."""
+    label: str | None = None
+    """Classification: the most probable label. Null for a regression."""
+    probability: float | None = None
+    """Of `label`, by the model, among the declared labels; not calibrated."""
+    probabilities: dict[str, float] | None = None
+    """Of every label."""
+    value: float | None = None
+    """Regression: the number in the answer; null when it holds none that the label's declared range allows."""
+    text: str
+    """The model's answer in its own words, greedy."""
+
+
+def task_spec(name: str) -> Dataset:
+    """The data set that declares task `name`: by the data set's name, or by the task's where one alone bears it.
+
+    Raises:
+        ConfigurationError: no such task, several, or a corpus without one.
+    """
+    declared = names()
+    if name in declared:
+        spec = dataset(name)
+        if spec.task is None:
+            raise ConfigurationError(
+                f"{name!r} is an unlabelled corpus, nothing can be asked about it", where="task", fix=_known_tasks()
+            )
+        return spec
+    bearing = [spec for spec in map(dataset, declared) if spec.task is not None and spec.task.name == name]
+    if len(bearing) != 1:
+        what = f"no task {name!r}" if not bearing else f"task {name!r} stands in {', '.join(s.name for s in bearing)}"
+        raise ConfigurationError(what, where="task", fix=_known_tasks())
+    return bearing[0]
+
+
+def _known_tasks() -> str:
+    return f"choose one of: {', '.join(name for name in names() if dataset(name).task is not None)}"
+
+
+def read_record(spec: Dataset, raw: RawRecord, *, where: str) -> list[str]:
+    """The cleaned sequences of one record, in the order of the spec's molecules.
+
+    Raises:
+        DataError: a role is missing or unknown, or a sequence breaks the molecule's alphabet or length.
+    """
+    roles = [molecule.role for molecule in spec.molecules]
+    if isinstance(raw, str):
+        if len(roles) != 1:
+            raise DataError(
+                f"task {spec.name!r} needs {len(roles)} sequences per record",
+                where=where,
+                fix=f"give {', '.join(roles)}",
+            )
+        raw = {roles[0]: raw}
+    if set(raw) != set(roles):
+        raise DataError(
+            f"roles {sorted(raw)} given, task {spec.name!r} needs {sorted(roles)}",
+            where=where,
+            fix="name each role once",
+        )
+    sequences = []
+    for molecule in spec.molecules:
+        field = where if len(roles) == 1 else f"{where}.{molecule.role}"
+        try:
+            sequence = clean(raw[molecule.role], molecule.type)
+        except Refused as refusal:
+            raise DataError(str(refusal), where=field, fix=f"give a {molecule.type} sequence") from refusal
+        if not molecule.minimum_length <= len(sequence) <= molecule.maximum_length:
+            bounds = f"{molecule.minimum_length} to {molecule.maximum_length}"
+            raise DataError(
+                f"{len(sequence)} characters, task {spec.name!r} takes {bounds}",
+                where=field,
+                fix="cut or choose a window",
+            )
+        sequences.append(sequence)
+    return sequences
+
+
+async def predict(
+    spec: Dataset,
+    records: Sequence[list[str]],
+    backend: Backend,
+    *,
+    prompt: Prompt,
+    max_new_tokens: int,
+    templates: int,
+) -> list[Prediction]:
+    """Ask the task of every record, all at once, so that the backend can batch them.
+
+    A class's probability is softmax over labels of `logsumexp` over its first `templates` declared answer wordings of
+    their summed log-likelihood: the model's mass on saying that label in any of these ways. It is not calibrated.
+
+    Args:
+        records: cleaned sequences as `read_record` gives them.
+
+    Raises:
+        DataError: a record does not fit into the model's context.
+    """
+    return list(
+        await asyncio.gather(
+            *(
+                _predict_one(spec, index, sequences, backend, prompt, Sampling(max_new_tokens), templates)
+                for index, sequences in enumerate(records)
+            )
+        )
+    )
+
+
+async def _predict_one(
+    spec: Dataset,
+    index: int,
+    sequences: list[str],
+    backend: Backend,
+    prompt: Prompt,
+    sampling: Sampling,
+    templates: int,
+) -> Prediction:
+    assert spec.task is not None
+    conversation = messages(prompt, question(spec, sequences))
+    if isinstance(spec.task.label, RegressionLabel):
+        generation = await backend.generate(conversation, sampling)
+        return Prediction(index=index, value=read_number(spec, generation.text), text=generation.text)
+    wordings = answer_wordings(spec, templates)
+    choices = [wording for pool in wordings.values() for wording in pool]
+    generation, scores = await asyncio.gather(
+        backend.generate(conversation, sampling), backend.score(conversation, choices)
+    )
+    shares = label_probabilities(wordings, scores)
+    label = max(shares, key=shares.__getitem__)
+    return Prediction(index=index, label=label, probability=shares[label], probabilities=shares, text=generation.text)
+
+
+def answer_wordings(spec: Dataset, templates: int) -> dict[str, list[str]]:
+    """For each label of a classification, the answers that state it: the same number for every label."""
+    assert spec.task is not None
+    label = spec.task.label
+    values = range(len(label.classes)) if isinstance(label, MulticlassLabel) else (1, 0)
+    pools = {value: spec.task.templates.answers[label.pool(value)] for value in values}
+    count = min(templates, *(len(pool) for pool in pools.values()), max(1, _CHOICES_AT_ONCE // len(pools)))
+    return {label.encode(value): [answer(spec, value, index) for index in range(count)] for value in values}
+
+
+def label_probabilities(wordings: dict[str, list[str]], scores: Sequence[float]) -> dict[str, float]:
+    """Probabilities that sum to 1 from the log-likelihoods of all wordings, in the order of `wordings`."""
+    remaining = iter(scores)
+    evidence = {}
+    for label, pool in wordings.items():
+        own = [next(remaining) for _ in pool]
+        top = max(own)
+        evidence[label] = top + math.log(sum(math.exp(score - top) for score in own))
+    top = max(evidence.values())
+    masses = {label: math.exp(value - top) for label, value in evidence.items()}
+    total = sum(masses.values())
+    return {label: mass / total for label, mass in masses.items()}
+
+
+def read_number(spec: Dataset, text: str) -> float | None:
+    """The number that the strict parser reads in an answer; None for none, or one out of the label's range."""
+    assert spec.task is not None
+    assert isinstance(spec.task.label, RegressionLabel)
+    value = parser(spec.task)(text)
+    low, high = spec.task.label.minimum, spec.task.label.maximum
+    if value is None or (low is not None and value < low) or (high is not None and value > high):
+        return None
+    return value

@@ -1,0 +1,39 @@
+"""Storage: the same file operations on a local folder and on any fsspec URL."""
+
+from polysome.storage.files import (
+    MIRROR_VARIABLE,
+    absolute,
+    exists,
+    fingerprint,
+    glob,
+    join,
+    list_folder,
+    make_folder,
+    open_atomic,
+    open_bytes,
+    read_json,
+    remove,
+    require_folder_writable,
+    resolve,
+    sha256_of,
+    write_json,
+)
+
+__all__ = [
+    "MIRROR_VARIABLE",
+    "absolute",
+    "exists",
+    "fingerprint",
+    "glob",
+    "join",
+    "list_folder",
+    "make_folder",
+    "open_atomic",
+    "open_bytes",
+    "read_json",
+    "remove",
+    "require_folder_writable",
+    "resolve",
+    "sha256_of",
+    "write_json",
+]

@@ -1,0 +1,319 @@
+"""Launch one stage on a Ray cluster: validate everything here, then let Ray Train run `stage.run_stage` on workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsspec.core import url_to_fs
+
+from polysome.config import ConfigurationError, DataError, PolysomeError, ResourceError
+from polysome.data.feed import open_feed
+from polysome.data.manifest import Manifest, read_manifest
+from polysome.data.tokenizer_files import tokenizer_fingerprint
+from polysome.models import trainability
+from polysome.storage import absolute, exists, join, read_json, remove, require_folder_writable, write_json
+from polysome.training import checkpoint
+from polysome.training.config import StageConfig
+from polysome.training.local import cache_folder, local_folder
+from polysome.training.schedule import extent
+from polysome.training.stage import CHECKPOINTS, Outcome, run_stage
+
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.torch import TorchTrainer
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+TRAINABILITY = "trainability.json"
+_RAY_FOLDER = ".ray_train"
+_RAY_SETTINGS = {
+    # A dead worker and a finished one are noticed after this many seconds.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # One process less to start: a node that goes away is a worker that died, and the newest checkpoint serves both.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Workers stay where the job runs, so that a relative PYTHONPATH keeps its meaning.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage has made.
+
+    Attributes:
+        export: Hugging Face folder of the trained model.
+        updates, rows, tokens: optimizer updates, packed rows and unpadded tokens trained on.
+        seconds: time in updates, over all attempts, without start-up.
+        final_loss: mean over the targets of the last logged updates, in nats.
+        trainable_parameters, total_parameters: of the model; total without LoRA.
+        optimizer: deepspeed_cpu_adam or adamw.
+    """
+
+    export: str
+    updates: int
+    rows: int
+    tokens: int
+    seconds: float
+    final_loss: float
+    trainable_parameters: int
+    total_parameters: int
+    optimizer: str
+
+
+def train_stage(config: StageConfig, folder: str) -> StageResult:
+    """Train one stage and export it; called again on the same folder it resumes, or returns what is finished.
+
+    Args:
+        config: the stage.
+        folder: run folder, path or URL; gets metrics.jsonl, trainability.json, checkpoints/, export/, result.json.
+
+    Raises:
+        ConfigurationError, DataError: the configuration does not fit the data, the model, or an earlier run in the
+            folder; found before any worker starts.
+        ResourceError: the Ray cluster has fewer CPUs or GPUs than the workers need.
+        NonFiniteLossError: training diverged.
+        RuntimeError: workers died more than `max_failures` times.
+    """
+    folder = absolute(folder)
+    config = _absolute_paths(config)
+    fingerprint = validate_stage(config, folder)
+    finished = _finished(folder, fingerprint)
+    if finished is not None:
+        logger.info("%s: finished before, nothing to do: %s", config.name, finished.export)
+        return finished
+    outcome = _run(config, folder, fingerprint)
+    if outcome.error is not None:
+        raise outcome.error
+    content = asdict(outcome)
+    del content["error"]
+    result = StageResult(**content)
+    write_json(join(folder, RESULT), {"fingerprint": fingerprint, **asdict(result)})
+    return result
+
+
+def validate_stage(config: StageConfig, folder: str) -> str:
+    """Check a stage against its data, its model, its run folder and the cluster.
+
+    Writes the table of what trains to `<folder>/trainability.json` and logs it.
+
+    Returns:
+        The stage's fingerprint.
+    """
+    _check_cluster(config)
+    manifest = read_manifest(config.data)
+    tokenizer_folder = local_folder(join(config.data, "tokenizer"))
+    _check_tokenizer(config, manifest, tokenizer_folder)
+    extent(config, manifest.rows)
+    require_folder_writable(folder)
+    fingerprint = config.fingerprint(manifest.fingerprint)
+    newest = checkpoint.newest(join(folder, CHECKPOINTS))
+    if newest is not None:
+        checkpoint.check_fingerprint(newest, fingerprint)
+    open_feed(config.data, seed=config.seed, cache=cache_folder("rows"))
+    _write_table(config, tokenizer_folder, folder)
+    return fingerprint
+
+
+def _check_cluster(config: StageConfig) -> None:
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("train_stage needs a running Ray; call ray.init first")
+    workers, available = config.workers, ray.cluster_resources()
+    for name, wanted, field in (
+        ("CPU", workers.count * workers.cpus_per_worker, "cpus_per_worker"),
+        ("GPU", workers.count * workers.gpus_per_worker, "gpus_per_worker"),
+    ):
+        if wanted > available.get(name, 0):
+            raise ResourceError(
+                f"the stage needs {wanted} {name}s and the cluster has {available.get(name, 0):g}",
+                where=f"workers.count x workers.{field}",
+                fix="lower workers.count (raise gradient_accumulation_steps to keep the batch), or add nodes",
+            )
+
+
+def _check_tokenizer(config: StageConfig, manifest: Manifest, tokenizer_folder: str) -> None:
+    found = tokenizer_fingerprint(tokenizer_folder)
+    if found != manifest.tokenizer_fingerprint:
+        raise DataError(
+            f"the prepared folder's tokenizer has fingerprint {found}, its manifest says "
+            f"{manifest.tokenizer_fingerprint}",
+            where=config.data,
+            fix="the folder was changed after it was committed; prepare it again",
+        )
+    if config.model.path is None:
+        return
+    model_folder = local_folder(config.model.path)
+    if not os.path.isdir(model_folder):
+        return  # a hub id: its tokenizer is compared by size when the model is built
+    if not os.path.isfile(join(model_folder, "tokenizer.json")):
+        raise ConfigurationError(
+            "the model folder has no tokenizer.json, so its vocabulary cannot be compared with the data's",
+            where=config.model.path,
+            fix="put the model's tokenizer files into its folder",
+        )
+    of_model = tokenizer_fingerprint(model_folder)
+    if of_model != manifest.tokenizer_fingerprint:
+        raise DataError(
+            f"the data was tokenized with tokenizer {manifest.tokenizer_fingerprint}, and the model has {of_model}",
+            where=f"data = {config.data}, model.path = {config.model.path}",
+            fix="prepare the data with the model's tokenizer",
+        )
+
+
+def _write_table(config: StageConfig, tokenizer_folder: str, folder: str) -> None:
+    """Log and store what trains; this builds the model without weights, so rules are checked against real names."""
+    from polysome.models.backbone import ModelSource, build_model
+
+    source = config.model if config.model.path is None else ModelSource(path=local_folder(config.model.path))
+    model = build_model(source, tokenizer_folder, seed=config.seed, meta=True)
+    choices = trainability.choose(model, config.trainability)
+    rate = config.optimizer.learning_rate
+    rates: dict[trainability.Mode, str] = {
+        "full": f"{rate:g}",
+        "lora": f"A {rate:g}, B {rate * config.optimizer.lora_plus_ratio:g}",
+        "frozen": "-",
+    }
+    rows = trainability.table(choices, rates)
+    trainable, total = sum(row["trainable"] for row in rows), sum(row["parameters"] for row in rows)
+    write_json(join(folder, TRAINABILITY), {"trainable": trainable, "total": total, "modules": rows})
+    for row in rows:
+        logger.info(
+            "%-50s %-6s x%-4d %13d trainable  lr %s",
+            row["module"],
+            row["mode"],
+            row["modules"],
+            row["trainable"],
+            row["learning_rate"],
+        )
+    logger.info("%s: %d of %d parameters train", config.name, trainable, total)
+
+
+def _run(config: StageConfig, folder: str, fingerprint: str) -> Outcome:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    workers = config.workers
+    arguments = {"config": config.model_dump(mode="json"), "folder": folder, "fingerprint": fingerprint}
+    with _ray_settings(), _ray_storage(folder) as storage:
+        trainer = _trainer_class()(
+            run_stage,  # type: ignore[arg-type]
+            train_loop_config=arguments,
+            scaling_config=ScalingConfig(
+                num_workers=workers.count,
+                use_gpu=workers.gpus_per_worker > 0,
+                resources_per_worker={"CPU": workers.cpus_per_worker}
+                | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}),
+            ),
+            run_config=RunConfig(
+                name=config.name, failure_config=FailureConfig(max_failures=config.max_failures), **storage
+            ),
+        )
+        return _fit(trainer)
+
+
+def _trainer_class() -> type[TorchTrainer]:
+    """TorchTrainer, on a cluster without dashboard less the process that asks the dashboard whether training lives.
+
+    There it could only log, every second, that it has no answer; what it guards, placement groups of a controller
+    that died, ends with the local cluster.
+    """
+    from ray._private.worker import get_dashboard_url
+    from ray.train.torch import TorchTrainer
+
+    if get_dashboard_url():
+        return TorchTrainer
+
+    class LocalTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+            return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    return LocalTrainer
+
+
+def _fit(trainer: Any) -> Outcome:
+    from ray.train import TrainingFailedError
+
+    try:
+        result: Result = trainer.fit()
+    except TrainingFailedError as error:
+        for cause in _causes(error):
+            if isinstance(cause, PolysomeError):
+                raise cause from error
+        raise RuntimeError(f"training failed after all restarts that max_failures allows: {error}") from error
+    outcome = result.return_value  # type: ignore[attr-defined]
+    if not isinstance(outcome, Outcome):
+        raise RuntimeError(f"worker 0 returned no outcome but {outcome!r}")
+    return outcome
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Every exception behind `error`: worker failures, causes of Ray task errors, and chained ones."""
+    waiting: list[Any] = [error]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [*getattr(current, "worker_failures", {}).values(), getattr(current, "cause", None)]
+        waiting += [getattr(current, "_base_exc", None), current.__cause__, current.__context__]
+
+
+@contextmanager
+def _ray_settings() -> Iterator[None]:
+    """Ray Train reads these from the environment of the driver; a value that is set already wins."""
+    added = {name: value for name, value in _RAY_SETTINGS.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextmanager
+def _ray_storage(folder: str) -> Iterator[dict[str, Any]]:
+    """Where Ray Train keeps its own few files: below the run folder, removed afterwards, never in the home folder."""
+    target = join(folder, _RAY_FOLDER)
+    filesystem, path = url_to_fs(target)
+    remove(target)
+    try:
+        if "file" in filesystem.protocol:
+            yield {"storage_path": path}
+        else:
+            from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+            yield {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(filesystem))}
+    finally:
+        remove(target)
+
+
+def _finished(folder: str, fingerprint: str) -> StageResult | None:
+    if not exists(join(folder, RESULT)):
+        return None
+    content = read_json(join(folder, RESULT))
+    found = content.pop("fingerprint")
+    if found != fingerprint:
+        raise DataError(
+            f"the folder holds the result of a stage with fingerprint {found}, and this stage has {fingerprint}",
+            where=folder,
+            fix="give the changed stage a run folder of its own",
+        )
+    return StageResult(**content)
+
+
+def _absolute_paths(config: StageConfig) -> StageConfig:
+    """Local paths made absolute, so that they mean the same in every worker; hub ids and URLs stay."""
+    changes: dict[str, Any] = {"data": absolute(config.data)}
+    if config.model.path is not None and os.path.isdir(os.path.expanduser(config.model.path)):
+        changes["model"] = config.model.model_copy(update={"path": absolute(config.model.path)})
+    return config.model_copy(update=changes)

@@ -1,0 +1,57 @@
+"""Fixtures for all tests: an isolated local Ray cluster, a tiny tokenizer, and the mirror for tests of real data."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A first example pays for imports and a loaded machine for everything: a deadline would test the weather.
+settings.register_profile("polysome", deadline=None)
+settings.load_profile("polysome")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The data of the recipes is looked for beside the checkout unless a mirror is named."""
+    beside = ROOT.parent / "shared" / "data"
+    if "POLYSOME_MIRROR" not in os.environ and beside.is_dir():
+        os.environ["POLYSOME_MIRROR"] = str(beside)
+    os.environ.setdefault("POLYSOME_DATASETS", str(ROOT / "datasets_spec"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `data` need the mirror."""
+    if os.environ.get("POLYSOME_MIRROR"):
+        return
+    for item in items:
+        if item.get_closest_marker("data"):
+            item.add_marker(pytest.mark.skip(reason="set POLYSOME_MIRROR to a copy of the public data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a small per-base tokenizer with a chat template."""
+    from polysome.models.tokenizer import build_per_base_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = ["Is there a promoter? Yes, there is. No, there is not. The value is 0.43. The class is tRNA."]
+    build_per_base_tokenizer(folder, texts, vocabulary_size=320)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """A local Ray of this session's own: private HOME and temporary folder, two CPUs, ended at the end."""
+    from polysome.operations.cluster import connect
+
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pt-", dir="/tmp") as short:
+        patch.setenv("HOME", str(home))
+        patch.setenv("RAY_TMPDIR", short)
+        patch.setenv("POLYSOME_CPUS", "2")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connect(cpus=2) as cluster:
+            yield cluster

@@ -1,0 +1,253 @@
+"""Evaluations on real Ray actors with a tiny random Llama: answers kept, failures survived, results whole."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from polysome.config import DataError, ResourceError
+from polysome.evaluation import actors
+from polysome.evaluation.actors import ActorOptions, answer_batches
+from polysome.evaluation.config import EvaluationConfig
+from polysome.evaluation.run import RESULTS_FILE, evaluate, read_evaluation
+from polysome.evaluation.samples import SAMPLES_FILE
+from polysome.inference.batch import BatchEngine
+
+pytestmark = pytest.mark.ray
+
+ROWS = 60
+CONTEXT = 128
+SPEC = """
+name: {name}
+title: Tiny {name}
+homepage: https://example.org
+licence: CC0-1.0
+citation: made for this test
+format: csv
+molecules: [{{type: dna}}]
+splits:
+  test:
+    - {{uri: "{folder}/{name}.a.csv", subset: a}}
+    - {{uri: "{folder}/{name}.b.csv", subset: b}}
+task:
+  name: {name}
+  title: Tiny {name}
+  label: {label}
+  metric: {metric}
+  tag: "[Test: {name}]"
+  hint: Answer.
+  templates:
+    questions: ["{{sequence}} What is it?", "{{sequence}} And this?"]
+    answers: {answers}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: str) -> str:
+    """A tiny random Llama, exported as a plain Hugging Face folder."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A binary task, one of whose sequences exceeds the model's context, and a regression; two subsets each."""
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    draw = random.Random(3)
+    kinds = {
+        "tiny_binary": ("{kind: binary}", "mcc", '{positive: ["Yes."], negative: ["No."]}'),
+        "tiny_number": ("{kind: regression}", "spearman", '{any: ["It is {label}."]}'),
+    }
+    for name, (label, metric, answers) in kinds.items():
+        (folder / f"{name}.yaml").write_text(
+            SPEC.format(name=name, folder=folder, label=label, metric=metric, answers=answers)
+        )
+        for subset in "ab":
+            with open(folder / f"{name}.{subset}.csv", "w", newline="") as file:
+                rows = csv.writer(file)
+                rows.writerow(["sequence", "label"])
+                for row in range(ROWS // 2):
+                    too_long = name == "tiny_binary" and subset == "b" and row == 7
+                    length = 2 * CONTEXT if too_long else draw.randint(20, 40)
+                    value = draw.randint(0, 1) if name == "tiny_binary" else round(draw.random(), 2)
+                    rows.writerow(["".join(draw.choices("ACGT", k=length)), value])
+    monkeypatch.setenv("POLYSOME_DATASETS", str(folder))
+    return list(kinds)
+
+
+def recipe(model: str, tasks: list[str], **changes: object) -> EvaluationConfig:
+    return EvaluationConfig(
+        name="tiny", model=model, tasks=tasks, prompt="none", max_new_tokens=6, batch_size=8, **changes
+    )
+
+
+def samples_in(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / SAMPLES_FILE).read_text().splitlines()]
+
+
+def test_answers_are_those_of_the_engine_and_results_are_whole(
+    ray_cluster, model: str, tasks: list[str], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    config = recipe(model, tasks)
+    evaluation = evaluate(config, str(tmp_path / "out"), progress=lambda done, total: seen.append((done, total)))
+
+    samples = samples_in(tmp_path / "out")
+    assert len(samples) == len({sample["key"] for sample in samples}) == 2 * ROWS
+    assert seen[0] == (0, 2 * ROWS)
+    assert seen[-1] == (2 * ROWS, 2 * ROWS)
+    engine = BatchEngine(model)
+    for sample in random.Random(1).sample([sample for sample in samples if not sample["error"]], 10):
+        conversation = [{"role": "user", "content": sample["input"]}]
+        assert sample["model_output"] == engine.generate([conversation], max_new_tokens=6)[0].text
+
+    binary, number = evaluation.tasks
+    assert (binary.measurement.n, number.measurement.n) == (ROWS, ROWS)
+    assert set(binary.measurement.subsets) == {"a", "b"}
+    assert (binary.errors, number.errors) == (1, 0)
+    assert f"the model's context is {CONTEXT}" in binary.error_reasons[0][0]
+    assert (evaluation.asked, evaluation.reused) == (2 * ROWS, 0)
+    results = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())
+    assert results["tasks"][0]["metric"] == "mcc"
+    assert results["settings"]["decoding"] == {"temperature": 0.0, "max_new_tokens": 6}
+    again = evaluate(config, str(tmp_path / "out"))
+    assert (again.asked, again.reused) == (0, 2 * ROWS)
+    assert again.measurements == evaluation.measurements == read_evaluation(str(tmp_path / "out")).measurements
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(ray_cluster, model: str, tasks: list[str], tmp_path: Path) -> None:
+    """kill -9 of the whole driver in the middle: what was written is not asked again, and the answers are the same."""
+    folder = tmp_path / "out"
+    program = (
+        "import sys, time, ray\n"
+        "from polysome.evaluation import run\n"
+        "from polysome.evaluation.config import EvaluationConfig\n"
+        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+        "config = EvaluationConfig.model_validate_json(sys.argv[1])\n"
+        "run.evaluate(config, sys.argv[2], progress=lambda done, total: time.sleep(0.5 if done else 0))\n"
+    )
+    config = recipe(model, tasks, actors=1)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    scratch = tempfile.mkdtemp(prefix="pk-", dir="/tmp")
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": scratch,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program, config.model_dump_json(), str(folder)], env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / SAMPLES_FILE).exists() or (folder / SAMPLES_FILE).read_bytes().count(b"\n") < 24:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+    with open(folder / SAMPLES_FILE, "ab") as file:
+        file.write(b'{"key": "torn')
+    written = [sample for sample in (folder / SAMPLES_FILE).read_text().splitlines()[:-1]]
+    assert not (folder / RESULTS_FILE).exists()
+
+    evaluation = evaluate(config, str(folder))
+    assert evaluation.reused == len(written)
+    assert evaluation.asked == 2 * ROWS - len(written)
+    assert (folder / SAMPLES_FILE).read_text().splitlines()[: len(written)] == written
+    fresh = evaluate(config, str(tmp_path / "fresh"))
+    assert evaluation.measurements == fresh.measurements
+
+
+def test_an_actor_that_dies_is_replaced_and_its_batch_answered(
+    ray_cluster, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    marker = tmp_path / "died"
+
+    class Mortal(actors.Answerer):
+        def answer(self, conversations):
+            if not marker.exists():
+                marker.touch()
+                os._exit(1)
+            return super().answer(conversations)
+
+    monkeypatch.setattr(actors, "Answerer", Mortal)
+    batches = [[[{"role": "user", "content": letters * 3}]] for letters in ("A", "C", "G", "T")]
+    answers = dict(answer_batches(batches, options(model)))
+    assert sorted(answers) == [0, 1, 2, 3]
+    assert marker.exists()
+
+
+def test_a_batch_that_kills_every_actor_ends_the_evaluation(
+    ray_cluster, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doomed(actors.Answerer):
+        def load(self):
+            pass
+
+        def answer(self, conversations):
+            os._exit(1)
+
+    monkeypatch.setattr(actors, "Answerer", Doomed)
+    with pytest.raises(ResourceError, match=f"{actors.ATTEMPTS} evaluation actors died at batch 0"):
+        list(answer_batches([[[{"role": "user", "content": "A"}]]], options(model)))
+
+
+def test_what_is_wrong_with_the_model_or_the_cluster_is_said(ray_cluster, model: str, tmp_path: Path) -> None:
+    import ray
+
+    batches = [[[{"role": "user", "content": "A"}]]]
+    with pytest.raises(DataError, match="no model folder"):
+        list(answer_batches(batches, options(str(tmp_path / "gone"))))
+    with pytest.raises(ResourceError, match="needs 64 CPUs"):
+        list(answer_batches(batches, options(model, cpus=64)))
+
+    @ray.remote(num_cpus=2)
+    class Occupant:
+        def here(self) -> bool:
+            return True
+
+    occupant = Occupant.remote()
+    assert ray.get(occupant.here.remote())
+    try:
+        with pytest.raises(ResourceError, match="could be placed within 3 s"):
+            list(answer_batches(batches, options(model, start_timeout=3)))
+    finally:
+        ray.kill(occupant)
+
+
+def options(model: str, *, cpus: int = 1, start_timeout: float = 60) -> ActorOptions:
+    return ActorOptions(
+        model, actors=2, cpus=cpus, gpus=0, max_batch_tokens=4096, max_new_tokens=4, start_timeout=start_timeout
+    )

@@ -1,0 +1,138 @@
+"""Readers: every record is read, set aside with a reason, or the file is refused with what, where and how to mend."""
+
+import gzip
+import hashlib
+
+import pytest
+
+from polysome.config import ConfigurationError, DataError, validate
+from polysome.data.sources import FileReport, read_examples, read_file
+from polysome.specs import Dataset
+
+TASK = {
+    "name": "t",
+    "title": "t",
+    "label": {"kind": "binary"},
+    "metric": "mcc",
+    "tag": "[t]",
+    "hint": "h",
+    "templates": {"questions": ["{sequence} ?"], "answers": {"positive": ["Yes."], "negative": ["No."]}},
+}
+
+
+def spec(path, *, format="csv", task=True, **changes):
+    file = {"uri": str(path), **changes.pop("file", {})}
+    content = {
+        "name": "d",
+        "title": "d",
+        "homepage": "h",
+        "licence": "l",
+        "citation": "c",
+        "format": format,
+        "molecules": [{"type": "dna"}],
+        "splits": {"train": [file]},
+        "task": TASK if task else None,
+        **changes,
+    }
+    return validate(Dataset, content, where="test")
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_csv_rows_become_examples(tmp_path):
+    path = write(tmp_path / "a.csv", "label,sequence\n1,acgt\n0,TTTT\n")
+    table = read_examples(spec(path, file={"subset": "s", "rows": 2}), "train")
+    assert table["sequences"].to_pylist() == [["ACGT"], ["TTTT"]]
+    assert table["label"].to_pylist() == [1.0, 0.0]
+    assert table["id"].to_pylist() == ["d/train/s/0", "d/train/s/1"]
+
+
+def test_checksum_is_of_the_decompressed_content(tmp_path):
+    content = b"sequence,label\nACGT,1\n"
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(content))
+    good = {"sha256": hashlib.sha256(content).hexdigest()}
+    assert read_examples(spec(path, file=good), "train").num_rows == 1
+    with pytest.raises(DataError, match="sha256"):
+        read_examples(spec(path, file={"sha256": "0" * 64}), "train")
+
+
+def test_fasta_is_windowed_without_loss(tmp_path):
+    path = write(tmp_path / "a.fa", "\n>one x\nACGT\nAC\n>two\nGG\n>three\n" + "ACGTACGTAC" * 10 + "\n")
+    table = read_examples(spec(path, format="fasta", task=False, window=64), "train")
+    assert ["".join(s) for s in table["sequences"].to_pylist()][:2] == ["ACGTAC", "GG"]
+    assert "".join(s[0] for s in table["sequences"].to_pylist()[2:]) == "ACGTACGTAC" * 10
+    assert table["id"].to_pylist()[2:] == ["d/train/-/2/0", "d/train/-/2/1"]
+
+
+def test_unusable_records_are_set_aside_and_bounded(tmp_path):
+    path = write(tmp_path / "a.csv", "sequence,label\n" + "ACGT,1\n" * 9 + "ACXT,0\n")
+    loose, report = spec(path, maximum_quarantined=0.2), FileReport("x")
+    (batch,) = read_file(loose, "train", loose.files("train")[0], report)
+    assert batch.quarantine.to_pylist()[0]["record"] == 9
+    assert "'X' at position 3" in batch.quarantine.to_pylist()[0]["reason"]
+    assert (report.records, report.quarantined) == (10, 1)
+    with pytest.raises(DataError, match="1 of 10 records cannot be used"):
+        read_examples(spec(path), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("sequence,label\nACGT,2\n", "neither '1' nor '0'"),
+        ("seq,label\nACGT,1\n", "no column 'sequence'"),
+        ("sequence,label\nACGT\n", "1 fields where the header has 2"),
+        ("sequence,label\n", "no record"),
+        ("", "no record"),
+        ('sequence,label\n"ACGT,1\n', "not CSV"),
+        ("version https://git-lfs.github.com/spec/v1\noid x\n", "git-lfs pointer"),
+        ("<!DOCTYPE html><html>404</html>", "HTML"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, text, problem):
+    with pytest.raises(DataError) as error:
+        read_examples(spec(write(tmp_path / "a.csv", text)), "train")
+    assert problem in str(error.value)
+    assert str(tmp_path) in error.value.where
+    assert error.value.fix
+
+
+def test_truncated_archive_is_named(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"sequence,label\n" + b"ACGT,1\n" * 5000)[:-20])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read_examples(spec(path), "train")
+
+
+def test_declared_row_count_is_checked(tmp_path):
+    path = write(tmp_path / "a.csv", "sequence,label\nACGT,1\n")
+    with pytest.raises(DataError, match="1 records read, 2 declared"):
+        read_examples(spec(path, file={"rows": 2}), "train")
+
+
+def test_missing_file_names_the_mirror(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYSOME_MIRROR", str(tmp_path / "mirror"))
+    with pytest.raises(DataError) as error:
+        read_examples(spec("https://example.org/x/a.csv"), "train")
+    assert str(tmp_path / "mirror/example.org/x/a.csv") in str(error.value)
+
+
+def test_shares_part_a_file_by_sequence(tmp_path):
+    rows = "".join(f"{'ACGT' * 3}{a}{b}{c},1\n" for a in "ACGT" for b in "ACGT" for c in "ACGT")
+    path = write(tmp_path / "a.csv", "sequence,label\n" + rows * 2)
+    halves = [
+        {tuple(s) for s in read_examples(spec(path, file={"share": share}), "train")["sequences"].to_pylist()}
+        for share in ([0, 0.5], [0.5, 1])
+    ]
+    assert len(halves[0] | halves[1]) == 64
+    assert not halves[0] & halves[1]
+    assert 16 < len(halves[0]) < 48
+
+
+def test_spec_refuses_a_template_without_its_sequence(tmp_path):
+    wrong = {**TASK, "templates": {**TASK["templates"], "questions": ["Is there one?"]}}
+    with pytest.raises(ConfigurationError, match="needs exactly"):
+        validate(Dataset, spec("x").model_dump(exclude={"task"}) | {"task": wrong}, where="test")

@@ -1,0 +1,123 @@
+"""The strict parsers on the fixtures of the requirements (F-3..F-5) and on answers that models really give."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polysome.data.render import answer
+from polysome.evaluation import parsers
+from polysome.specs import dataset, names
+
+CLASSES = ["5S_rRNA", "5_8S_rRNA", "tRNA", "Intron_gpI", "Intron_gpII", "HACA-box", "leader"]
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        # F-4 strict
+        ("Yes", 1.0),
+        ("There is no evidence", 0.0),
+        ("Yesterday nothing", None),
+        ("unknown", None),
+        ("This protein shows positive solubility.", 1.0),
+        # the product's templates
+        ("Yes, this sequence contains a promoter.", 1.0),
+        ("No promoter is present.", 0.0),
+        ("TATAAA stands at position 12. Therefore the answer is yes.", 1.0),
+        ("No TATAAA is found. It is present in one changed form. Therefore the answer is no.", 0.0),
+        # the marked final answer comes before all that was said on the way
+        ("<think>No, no, absent.</think>Yes", 1.0),
+        ("<think>yes, present, yes", None),
+        ("The answer is: no. Final answer: **Yes**", 1.0),
+        ("Yes, it does. My answer is based on the motif.", 1.0),
+        # negation
+        ("This sequence does not contain a promoter.", 0.0),
+        ("It doesn\u2019t bind.", 0.0),
+        ("The promoter is not absent.", 1.0),
+        ("No doubt, a promoter is present.", 1.0),
+        ("A non-promoter sequence.", 0.0),
+        # no clear side
+        ("It could be yes or no.", None),
+        ("The box is present. The initiator is absent.", None),
+        ("I don't know whether one is present.", None),
+        ("ACGTACGTTA", None),
+        ("", None),
+    ],
+)
+def test_binary(text: str, label: float | None) -> None:
+    assert parsers.parse_binary(text) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # F-3 strict
+        ("HK - 0.53, Dev - -1.2", [0.53, -1.2]),
+        ("5' UTR loading is 6.10", [6.1]),
+        ("0.123456789", [0.123457]),
+        ("1e-3", [0.001]),
+        ("between 1-2", [1.0, 2.0]),
+        ("H3K4me3, m6A, IL-2 and 25nM hold no number", []),
+        ("3\u2032 end \N{MINUS SIGN}4.0 and 1,234.5, then .5", [-4.0, 1234.5, 0.5]),
+        ("version 1.2.3", []),
+    ],
+)
+def test_numbers(text: str, expected: list[float]) -> None:
+    assert parsers.numbers(text) == expected
+
+
+@given(st.floats(min_value=-1e6, max_value=1e6).map(lambda value: round(value, 3)))
+def test_a_written_number_is_read_back_to_six_digits(value: float) -> None:
+    assert parsers.parse_number(f"The value is {value:.3f}.") == pytest.approx(value, rel=5e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("The value is 0.43 (scale 0-1).", 0.43),
+        ("27 of 40 residues are charged. Therefore the answer is 63.75.", 63.75),
+        ("<think>1 2 3</think> 4.5", 4.5),
+        ("<think>1 2 3", None),
+        ("very stable", None),
+    ],
+)
+def test_a_single_number_comes_from_the_final_answer_first(text: str, value: float | None) -> None:
+    assert parsers.parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("The class is tRNA.", "tRNA"),
+        ("Intron_gpII", "Intron_gpII"),  # F-5: never Intron_gpI
+        ("It is an intron gpI.", "Intron_gpI"),
+        ("5_8S_rRNA", "5_8S_rRNA"),
+        ("scaRNA or preleader", None),
+        ("It may be tRNA or leader.", None),
+        ("Not a tRNA but a HACA-box.", "HACA-box"),
+        ("It is not a tRNA.", None),
+        ("A tRNA or a leader? The answer is leader.", "leader"),
+        ("<think>tRNA</think>tRNA, no: leader", "leader"),
+    ],
+)
+def test_classes(text: str, name: str | None) -> None:
+    index = parsers.parse_class(text, CLASSES)
+    assert (None if index is None else CLASSES[int(index)]) == name
+
+
+def test_names_that_differ_in_case_alone_are_told_apart() -> None:
+    assert parsers.parse_class("it is AM", ["Am", "AM"]) == 1.0
+    assert parsers.parse_class("it is am", ["Am", "AM"]) is None
+
+
+def test_every_answer_that_a_declared_template_can_give_is_parsed_as_its_label() -> None:
+    for spec in map(dataset, names()):
+        if spec.task is None:
+            continue
+        parse = parsers.parser(spec.task)
+        kind = spec.task.label.kind
+        labels = {"binary": [0.0, 1.0], "multiclass": [0.0, 1.0], "regression": [41.25]}[kind]
+        for label in labels:
+            for template in range(len(spec.task.templates.answers[spec.task.label.pool(label)])):
+                text = answer(spec, label, template)
+                assert parse(text) == float(spec.task.label.encode(label) if kind == "regression" else label), text

@@ -1,0 +1,149 @@
+"""The batch engine against plain `model.generate` and a log-softmax written out (design: the correctness anchor)."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from polysome.config import ConfigurationError, DataError
+from polysome.inference.batch import BatchEngine, _sample
+from polysome.inference.folder import model_fingerprint
+from polysome.models.tokenizer import build_per_base_tokenizer
+
+CONTEXT = 96
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama whose weights are large enough to make its answers differ."""
+    folder = tmp_path_factory.mktemp("model")
+    build_per_base_tokenizer(folder, ["is there a promoter? yes no"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    # Many tokens end the turn, so that answers have many lengths and rows leave their batch.
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(30, 60)]
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder: Path) -> BatchEngine:
+    return BatchEngine(str(model_folder), max_batch_tokens=400)
+
+
+def conversations(count: int, seed: int = 0) -> list[list[dict[str, str]]]:
+    draw = random.Random(seed)
+    return [[{"role": "user", "content": "".join(draw.choices("ACGT", k=draw.randint(1, 60)))}] for _ in range(count)]
+
+
+def test_batched_greedy_equals_one_by_one_equals_plain_generate(engine: BatchEngine, model_folder: Path) -> None:
+    chats = conversations(24)
+    batched = engine.generate(chats, max_new_tokens=20)
+    assert batched == [engine.generate([chat], max_new_tokens=20)[0] for chat in chats]
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    for chat, generation in zip(chats, batched, strict=True):
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        new = model.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :]
+        assert generation.text == tokenizer.decode(new, skip_special_tokens=True)
+        assert generation.completion_tokens == len(new)
+        assert generation.prompt_tokens == prompt.shape[1]
+    assert {generation.finish_reason for generation in batched} == {"stop", "length"}
+
+
+def test_score_is_the_sum_of_the_choices_log_probabilities(engine: BatchEngine, model_folder: Path) -> None:
+    chat = conversations(1)[0]
+    choices = ["yes", "no promoter here", "ACGT"]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.encode(text, add_special_tokens=False)
+    for choice, score in zip(choices, engine.score(chat, choices), strict=True):
+        tokens = tokenizer.encode(choice, add_special_tokens=False)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0]
+        by_hand = sum(
+            torch.log_softmax(logits[len(prompt) + index - 1], dim=-1)[token].item()
+            for index, token in enumerate(tokens)
+        )
+        assert score == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_sampling_is_seeded_per_conversation_whatever_shares_the_batch(engine: BatchEngine) -> None:
+    chats = conversations(12)
+    options = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 0.9}
+    first = engine.generate(chats, seed=3, **options)
+    assert first == engine.generate(chats, seed=3, **options)
+    assert first[:5] == engine.generate(chats[:5], seed=3, **options)
+    assert first != engine.generate(chats, seed=4, **options)
+
+
+def test_top_p_samples_from_the_smallest_set_that_reaches_it() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(5, -1)
+    uniform = torch.tensor([0.0, 0.62, 0.63, 0.99, 1 - 1e-17], dtype=torch.float64)
+    assert _sample(logits, 0.8, uniform).tolist() == [0, 0, 1, 1, 1]
+    assert _sample(logits, 1.0, uniform).tolist() == [0, 1, 1, 3, 3]
+
+
+def test_too_long_a_prompt_is_refused_and_a_long_answer_is_cut(engine: BatchEngine) -> None:
+    with pytest.raises(DataError, match=rf"has 1\d\d tokens, the model's context is {CONTEXT}"):
+        engine.generate([[{"role": "user", "content": "A" * 120}]], max_new_tokens=4)
+    with pytest.raises(DataError, match="longest choice"):
+        engine.score([{"role": "user", "content": "A" * 80}], ["ACGT" * 10])
+    generation = engine.generate([[{"role": "user", "content": "A" * 88}]], max_new_tokens=50)[0]
+    assert generation.prompt_tokens + generation.completion_tokens <= CONTEXT
+    if generation.prompt_tokens + generation.completion_tokens == CONTEXT:
+        assert generation.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_new_tokens": 0}, {"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_p": 1.5}]
+)
+def test_settings_out_of_range_are_refused(engine: BatchEngine, options: dict) -> None:
+    with pytest.raises(ConfigurationError):
+        engine.generate(conversations(1), **{"max_new_tokens": 4, **options})
+
+
+def test_health_passes_and_nothing_asked_gives_nothing(engine: BatchEngine) -> None:
+    engine.health()
+    assert engine.generate([], max_new_tokens=4) == []
+
+
+def test_a_folder_without_safetensors_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(DataError, match="pickle file"):
+        BatchEngine(str(tmp_path))
+
+
+def test_the_fingerprint_follows_content_and_not_place(model_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in model_folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert model_fingerprint(str(copy)) == model_fingerprint(str(model_folder))
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings["chat_template"] += " "
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert model_fingerprint(str(copy)) != model_fingerprint(str(model_folder))

@@ -1,0 +1,71 @@
+"""Backbones from a configuration and from a folder."""
+
+import pytest
+import torch
+
+from polysome.config import ConfigurationError
+from polysome.models.backbone import ModelSource, build_model
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def test_scratch_model_takes_vocabulary_and_special_tokens_from_the_tokenizer(tiny_tokenizer: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    model = build_model(ModelSource(config=LLAMA), tiny_tokenizer, seed=1)
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert not model.config.use_cache
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_weights_follow_the_seed_and_leave_the_global_generator_alone(tiny_tokenizer: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    models = [build_model(ModelSource(config=LLAMA), tiny_tokenizer, seed=seed) for seed in (1, 1, 2)]
+    assert torch.rand(1) == expected
+    weights = [model.lm_head.weight for model in models]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_folder_gives_back_the_saved_model(tiny_tokenizer: str, tmp_path) -> None:
+    model = build_model(ModelSource(config=LLAMA), tiny_tokenizer, seed=1)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = build_model(ModelSource(path=str(tmp_path)), tiny_tokenizer, seed=9)
+    for (name, saved), (other, read) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(saved.float(), read)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({**LLAMA, "vocab_size": 10}, "only 10 rows"),
+        ({**LLAMA, "hidden_sise": 16}, "hidden_size"),
+        ({**LLAMA, "model_type": "lama"}, "llama"),
+    ],
+)
+def test_impossible_configurations_are_refused(fields, said: str, tiny_tokenizer: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        build_model(ModelSource(config=fields), tiny_tokenizer, seed=1)
+
+
+def test_pickled_weights_and_absent_folders_are_refused(tiny_tokenizer: str, tmp_path) -> None:
+    model = build_model(ModelSource(config=LLAMA), tiny_tokenizer, seed=1)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match="safetensors"):
+        build_model(ModelSource(path=str(tmp_path)), tiny_tokenizer, seed=1)
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        build_model(ModelSource(path=str(tmp_path / "nowhere")), tiny_tokenizer, seed=1)
