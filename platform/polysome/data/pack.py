@@ -1,4 +1,4 @@
-"""Plan on lengths, then pack: best-fit-decreasing bins, and token documents gathered into fixed rows (XP-2, design 6)."""
+"""Plan on lengths, then pack: best-fit-decreasing rows, and token documents gathered into them (design, step 6)."""
 
 from collections import defaultdict
 
@@ -80,5 +80,9 @@ def pack(documents: pa.Table, max_length: int, pad_id: int) -> pa.Table:
         return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), max_length)
 
     columns = [fixed(matrix) for matrix in (input_ids, labels, position_ids, segment_ids)]
-    counts = [np.array([len(members) for members in rows], np.int32), tokens, (labels != IGNORED).sum(1, dtype=np.int32)]
+    counts = [
+        np.array([len(members) for members in rows], np.int32),
+        tokens,
+        (labels != IGNORED).sum(1, dtype=np.int32),
+    ]
     return pa.Table.from_arrays(columns + [pa.array(count) for count in counts], schema=packed(max_length))

@@ -1,4 +1,4 @@
-"""Prepare a training folder on Ray Data: read, clean, render, tokenize, plan and pack, commit Parquet shards + manifest.
+"""Prepare a training folder on Ray Data: read, clean, render, tokenize, plan, pack, commit Parquet shards + manifest.
 
 Each file of each source is one unit of work. A unit streams through its reader block by block; a block becomes one
 shard, whose name and content depend on the recipe alone. The manifest is written last and makes the folder whole.
@@ -6,6 +6,9 @@ shard, whose name and content depend on the recipe alone. The manifest is writte
 
 import hashlib
 import logging
+import os
+import pickle
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,20 +190,15 @@ class _UnitWork:
             if unit.source.limit is not None:
                 # The limit counts per file, so that units stay independent of one another.
                 room = unit.source.limit - kept
-                keep = [wanted and int(position) <= room for wanted, position in zip(keep, np.cumsum(keep), strict=True)]
+                keep = [
+                    wanted and int(position) <= room for wanted, position in zip(keep, np.cumsum(keep), strict=True)
+                ]
             excluded += len(keep) - sum(keep)
             kept += sum(keep)
             examples = examples.filter(pa.array(keep, pa.bool_()))
             if examples.num_rows:
                 yield self._shard(unit, number, examples)
-        yield _statistics(
-            unit=unit.index,
-            records=report.records,
-            quarantined=report.quarantined,
-            excluded=excluded,
-            sha256=report.sha256,
-            reasons=report.reasons,
-        )
+        yield _line(_FileRead(unit.index, report.records, report.quarantined, excluded, report.sha256, report.reasons))
 
     def _shard(self, unit: Unit, number: int, examples: pa.Table) -> pa.Table:
         documents = tokenize(examples, unit.spec, unit.rendering, self.tokenizer_json, self.max_length)
@@ -210,35 +208,44 @@ class _UnitWork:
         path = f"{SHARD_FOLDER}/{unit.index:05d}-{number:06d}.parquet"
         with open_atomic(join(self.folder, path)) as handle:
             pq.write_table(rows, handle, compression="zstd", row_group_size=4096)
-        return _statistics(
-            unit=unit.index,
+        shard = Shard(
             path=path,
             rows=rows.num_rows,
             documents=documents.num_rows,
             tokens=int(np.sum(rows["tokens"].to_numpy())),
             targets=int(np.sum(rows["targets"].to_numpy())),
         )
+        return _line(_ShardWritten(unit.index, shard))
 
 
-_STATISTICS = pa.schema(
-    [
-        ("unit", pa.int64()),
-        ("path", pa.string()),
-        *((name, pa.int64()) for name in ("rows", "documents", "tokens", "targets", "records", "quarantined", "excluded")),
-        ("sha256", pa.string()),
-        ("reasons", pa.map_(pa.string(), pa.int64())),
-    ]
-)
+@dataclass(frozen=True)
+class _ShardWritten:
+    """What a worker says of a shard."""
+
+    unit: int
+    shard: Shard
 
 
-def _statistics(reasons: dict[str, int] | None = None, **values: object) -> pa.Table:
-    row = dict.fromkeys(_STATISTICS.names) | values | {"reasons": list((reasons or {}).items())}
-    return pa.Table.from_pylist([row], schema=_STATISTICS)
+@dataclass(frozen=True)
+class _FileRead:
+    """What a worker says of a file that it read to its end."""
+
+    unit: int
+    records: int
+    quarantined: int
+    excluded: int
+    sha256: str
+    reasons: dict[str, int]
 
 
-def _run(config: PrepareConfig, units: list[Unit], excluded: frozenset[bytes], folder: str) -> list[dict[str, object]]:
-    import os
+def _line(statement: _ShardWritten | _FileRead) -> pa.Table:
+    """One row of Ray Data's output: few and small, so that they travel as they are."""
+    return pa.table({"statement": pa.array([pickle.dumps(statement)], pa.binary())})
 
+
+def _run(
+    config: PrepareConfig, units: list[Unit], excluded: frozenset[bytes], folder: str
+) -> list[_ShardWritten | _FileRead]:
     import ray
 
     tokenizer_json = (Path(config.tokenizer) / "tokenizer.json").read_text(encoding="utf-8")
@@ -258,7 +265,7 @@ def _run(config: PrepareConfig, units: list[Unit], excluded: frozenset[bytes], f
         runtime_env={"env_vars": mirror} if mirror else None,
     )
     try:
-        return rows.take_all()
+        return [pickle.loads(row["statement"]) for row in rows.take_all()]
     except ray.exceptions.RayError as error:
         raise _cause(error) from error
 
@@ -272,7 +279,7 @@ def _cause(error: BaseException) -> BaseException:
             if isinstance(candidate, PolysomeError):
                 # Ray's wrapper is an instance of both; rebuild the plain one.
                 kind = next(kind for kind in type(candidate).__mro__ if kind.__module__ == PolysomeError.__module__)
-                return kind(candidate.what, where=candidate.where, fix=candidate.fix)  # type: ignore[call-arg]
+                return kind(candidate.what, where=candidate.where, fix=candidate.fix)
         seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__
     return error
 
@@ -283,19 +290,18 @@ def _manifest(
     identity: str,
     vocabulary_size: int,
     units: list[Unit],
-    statistics: list[dict[str, object]],
+    statements: list[_ShardWritten | _FileRead],
 ) -> Manifest:
-    shards = [Shard(**{name: row[name] for name in Shard.model_fields}) for row in statistics if row["path"]]
-    if not shards:
+    written = [statement for statement in statements if isinstance(statement, _ShardWritten)]
+    read = [statement for statement in statements if isinstance(statement, _FileRead)]
+    if not written:
         raise DataError(
             "nothing is left to train on",
             where=f"recipe {config.name}",
             fix="every example was excluded or set aside; check exclude and limit",
         )
-    files = [row for row in statistics if not row["path"]]
-    reports = [_source_report(source, specs, units, files, statistics) for source in config.sources]
+    shards = [statement.shard for statement in written]
     rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
-    targets = sum(shard.targets for shard in shards)
     return Manifest(
         name=config.name,
         kind=config.kind,
@@ -306,31 +312,21 @@ def _manifest(
         rows=rows,
         documents=sum(shard.documents for shard in shards),
         tokens=tokens,
-        targets=targets,
+        targets=sum(shard.targets for shard in shards),
         packing_efficiency=round(tokens / (rows * config.max_length), 6),
         shards=shards,
-        sources=reports,
+        sources=[_source_report(source, specs[source.dataset], units, read, written) for source in config.sources],
     )
 
 
 def _source_report(
-    source: Source,
-    specs: dict[str, Dataset],
-    units: list[Unit],
-    files: list[dict[str, object]],
-    statistics: list[dict[str, object]],
+    source: Source, spec: Dataset, units: list[Unit], read: list[_FileRead], written: list[_ShardWritten]
 ) -> SourceReport:
-    spec = specs[source.dataset]
-    mine = [row for row in files if units[int(row["unit"])].source is source]  # type: ignore[call-overload]
-    first = [row for row in mine if units[int(row["unit"])].repeat == 0]  # type: ignore[call-overload]
-    reasons: dict[str, int] = {}
-    for row in first:
-        for reason, count in dict(row["reasons"]).items():  # type: ignore[call-overload]
-            reasons[reason] = reasons.get(reason, 0) + count
-
-    def total(rows: list[dict[str, object]], name: str) -> int:
-        return sum(int(row[name] or 0) for row in rows)  # type: ignore[call-overload]
-
+    mine = {unit.index for unit in units if unit.source is source}
+    first = [item for item in read if item.unit in mine and units[item.unit].repeat == 0]
+    reasons: Counter[str] = Counter()
+    for item in first:
+        reasons.update(item.reasons)
     return SourceReport(
         dataset=source.dataset,
         version=spec.version,
@@ -338,13 +334,10 @@ def _source_report(
         prompt=source.prompt,
         repeat=source.repeat,
         licence=spec.licence,
-        files={units[int(row["unit"])].file.uri: str(row["sha256"]) for row in first},  # type: ignore[call-overload]
-        records=total(first, "records"),
-        quarantined=total(first, "quarantined"),
-        quarantine_reasons=reasons,
-        excluded=total(first, "excluded"),
-        documents=total(
-            [row for row in statistics if row["path"] and units[int(row["unit"])].source is source],  # type: ignore[call-overload]
-            "documents",
-        ),
+        files={units[item.unit].file.uri: item.sha256 for item in first},
+        records=sum(item.records for item in first),
+        quarantined=sum(item.quarantined for item in first),
+        quarantine_reasons=dict(reasons),
+        excluded=sum(item.excluded for item in first),
+        documents=sum(item.shard.documents for item in written if item.unit in mine),
     )

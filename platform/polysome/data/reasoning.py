@@ -1,4 +1,4 @@
-"""Reasoning that can be checked: claims computed from a sequence, written as steps, and read back to be verified (A-84).
+"""Checkable reasoning: claims computed from a sequence, written as steps, and read back to be verified (A-84).
 
 A reasoning answer is one sentence per declared step and then the answer. `check` reads the claims of any such text and
 recomputes each from the sequence, so a generated rationale can be scored, not merely admired.

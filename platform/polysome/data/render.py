@@ -141,7 +141,9 @@ class ChatFrame:
         """
         where = f"tokenizer {tokenizer.name_or_path}"
         if not tokenizer.chat_template:
-            raise ConfigurationError("the tokenizer has no chat template", where=where, fix="use a chat model's tokenizer")
+            raise ConfigurationError(
+                "the tokenizer has no chat template", where=where, fix="use a chat model's tokenizer"
+            )
         marks = ("QUESTION-MARK", "ANSWER-MARK")
         asked = tokenizer.apply_chat_template(messages(prompt, marks[0]), add_generation_prompt=True, tokenize=False)
         told = tokenizer.apply_chat_template(messages(prompt, *marks), tokenize=False)

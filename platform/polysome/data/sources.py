@@ -5,7 +5,7 @@ import csv
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import IO
@@ -99,14 +99,17 @@ def read_file(
                 examples, quarantine = [], []
         finished = limit is None or report.records < limit
     if report.records == 0:
-        raise DataError("the file holds no record", where=source.uri, fix="check the source; an empty split cannot be used")
+        raise DataError(
+            "the file holds no record", where=source.uri, fix="an empty split cannot be used: mend the source"
+        )
     share = report.quarantined / report.records
     if share > spec.maximum_quarantined:
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(report.reasons.items(), key=lambda x: -x[1])[:3])
+        frequent = sorted(report.reasons.items(), key=lambda item: -item[1])[:3]
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in frequent)
         raise DataError(
             f"{report.quarantined} of {report.records} records cannot be used ({reasons})",
             where=source.uri,
-            fix=f"check the molecule types and columns of datasets_spec/{spec.name}.yaml, or raise its maximum_quarantined",
+            fix=f"check molecule types and columns in datasets_spec/{spec.name}.yaml, or raise its maximum_quarantined",
         )
     if finished:
         _check_declared(source, report)
@@ -191,12 +194,10 @@ def _check_declared(source: SourceFile, report: FileReport) -> None:
 
 
 def _batch(examples: list[dict[str, object]], quarantine: list[dict[str, object]]) -> Batch:
-    return Batch(
-        pa.Table.from_pylist(examples, schema=EXAMPLES), pa.Table.from_pylist(quarantine, schema=QUARANTINE)
-    )
+    return Batch(pa.Table.from_pylist(examples, schema=EXAMPLES), pa.Table.from_pylist(quarantine, schema=QUARANTINE))
 
 
-def _records(spec: Dataset, split: Split, source: SourceFile, report: FileReport) -> Iterator[Record]:
+def _records(spec: Dataset, split: Split, source: SourceFile, report: FileReport) -> Generator[Record, None, None]:
     if spec.format == "planted":
         yield from _planted_records(source, split, report)
         return
@@ -205,14 +206,16 @@ def _records(spec: Dataset, split: Split, source: SourceFile, report: FileReport
         hashed = _Hashed(raw)
         head = hashed.peek()
         if head.startswith(_GIT_LFS):
-            raise DataError("a git-lfs pointer, not the data", where=url, fix="fetch the file itself with `git lfs pull`")
+            raise DataError("a git-lfs pointer, not the data", where=url, fix="fetch the file with `git lfs pull`")
         if head.lstrip()[:1] == b"<":
-            raise DataError("an HTML or XML page, not the data", where=url, fix="check the address; a page of a site was saved")
-        text = io.TextIOWrapper(io.BufferedReader(hashed, 1 << 20), encoding="utf-8", newline="")
+            raise DataError("an HTML or XML page, not the data", where=url, fix="check the address: a page was saved")
+        # typeshed wants more of a raw stream than BufferedReader uses.
+        buffered = io.BufferedReader(hashed, 1 << 20)  # type: ignore[type-var]
+        text = io.TextIOWrapper(buffered, encoding="utf-8", newline="")
         try:
             yield from _csv_records(spec, url, text) if spec.format == "csv" else _fasta_records(url, text)
         except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text: {error.reason}", where=url, fix="check the format and compression") from error
+            raise DataError(f"not UTF-8 text: {error.reason}", where=url, fix="check the compression") from error
         except (EOFError, OSError) as error:
             raise DataError(f"the archive is damaged or cut short: {error}", where=url, fix="fetch it again") from error
         report.sha256 = hashed.hexdigest()
@@ -282,7 +285,8 @@ class _Hashed(io.RawIOBase):
         try:
             self._pending = self._raw.read(size)
         except (EOFError, OSError) as error:
-            raise DataError(f"cannot be decompressed: {error}", where=str(getattr(self._raw, "name", "")), fix="fetch it again") from error
+            where = str(getattr(self._raw, "name", ""))
+            raise DataError(f"cannot be decompressed: {error}", where=where, fix="fetch it again") from error
         return self._pending
 
     def readable(self) -> bool:

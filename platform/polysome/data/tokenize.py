@@ -39,9 +39,7 @@ class Rendering:
     seed: int
 
 
-def tokenize(
-    examples: pa.Table, spec: Dataset, rendering: Rendering, tokenizer_json: str, max_length: int
-) -> pa.Table:
+def tokenize(examples: pa.Table, spec: Dataset, rendering: Rendering, tokenizer_json: str, max_length: int) -> pa.Table:
     """Token documents (schema TOKENS) of examples (schema EXAMPLES).
 
     A corpus document longer than `max_length` is split into consecutive pieces, nothing lost. A chat that is longer

@@ -2,9 +2,9 @@
 
 A Hugging Face tokenizer folder comes out. With `kmer=1` every capital letter and digit stands alone, so a sequence has
 one token per character and a substitution changes one token. With `kmer=k` the chat template spells DNA and RNA as
-overlapping k-mers (the input convention of DNABERT, Ji et al. 2021): still one token per base, each seeing k bases, so a
-substitution changes k tokens; a small model need not learn to join bases first. Runs of lower-case words are merged by
-byte-level BPE across spaces, so that the few phrasings of an instruction set cost little. Encoding is lossless.
+overlapping k-mers (the input convention of DNABERT, Ji et al. 2021): still one token per base, each seeing k bases, so
+a substitution changes k tokens; a small model need not learn to join bases first. Runs of lower-case words are merged
+by byte-level BPE across spaces, so that the few phrasings of an instruction set cost little. Encoding is lossless.
 """
 
 import itertools

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Announce = Callable[[str], None]
-"""Takes one line about what a job begins or has done."""
+Announce = Callable[[Any], None]
+"""Takes one line, or a table of rich, about what a job begins or has done."""
 
 
 def prepare(
@@ -36,15 +36,7 @@ def prepare(
             folder = join(run.folder, "data")
             manifest = prepare_data(config, folder)
         run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
-        run.finish(
-            {
-                "data": folder,
-                "rows": manifest.rows,
-                "documents": manifest.documents,
-                "tokens": manifest.tokens,
-                "packing_efficiency": manifest.packing_efficiency,
-            }
-        )
+        run.finish({"data": folder, **manifest.model_dump(exclude={"shards"})})
     return run
 
 

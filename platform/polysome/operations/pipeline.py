@@ -6,10 +6,13 @@ step that is not finished. An ablation is another chain through the same stages;
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
@@ -17,11 +20,11 @@ from polysome.config import Config, ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
-from polysome.operations import runs
+from polysome.operations import jobs, runs
 from polysome.operations.runs import Run
-from polysome.serving.config import ServeSettings
+from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, dataset
-from polysome.storage import join
+from polysome.storage import join, open_atomic
 from polysome.training.config import StageConfig, StageSettings
 
 if TYPE_CHECKING:
@@ -115,12 +118,8 @@ class PipelineConfig(Config):
         return {MAIN: list(self.stages), **self.ablations}
 
 
-Announce = Callable[[Any], None]
-"""Shows a line, or a table of rich, to whoever started the pipeline."""
-
-
 def run_pipeline(
-    config: PipelineConfig, runs_root: str, run_id: str | None = None, *, announce: Announce = log.info
+    config: PipelineConfig, runs_root: str, run_id: str | None = None, *, announce: jobs.Announce = log.info
 ) -> Run:
     """Run the pipeline on the connected Ray cluster; with the id of an unfinished run, go on where it stopped.
 
@@ -150,9 +149,11 @@ def check(config: PipelineConfig) -> None:
     files = {}
     for name, stage in config.stages.items():
         check_sources(stage.prepare, where=f"stages.{name}.prepare")
-        for source in [*stage.prepare.sources, *stage.prepare.exclude]:
-            for file in dataset(source.dataset).files(source.split):
-                files[source.dataset, source.split, file.uri] = (dataset(source.dataset), source.split, file)
+        read = [(item.dataset, item.split) for item in stage.prepare.sources]
+        read += [(item.dataset, item.split) for item in stage.prepare.exclude]
+        for data, split in read:
+            for file in dataset(data).files(split):
+                files[data, split, file.uri] = (dataset(data), split, file)
     if config.evaluation:
         for task in config.evaluation.tasks:
             if dataset(task).task is None:
@@ -173,7 +174,7 @@ def check(config: PipelineConfig) -> None:
 class _Pipeline:
     """One execution of a recipe in its run folder; the methods stand in the order in which they run."""
 
-    def __init__(self, config: PipelineConfig, run: Run, announce: Announce) -> None:
+    def __init__(self, config: PipelineConfig, run: Run, announce: jobs.Announce) -> None:
         self.config, self.folder, self.id, self.run_record = config, run.folder, run.id, run
         self.announce = announce
         self.evaluations: dict[str, Evaluation] = {}
@@ -226,44 +227,21 @@ class _Pipeline:
         """A local folder of this run: below the run folder where that is local."""
         return join(self.folder, name) if "://" not in self.folder else tempfile.mkdtemp(prefix=f"{self.id}-{name}-")
 
-    def _step(self, job: str, name: str, config: Config, parents: Sequence[str] = ()) -> Run:
-        """Claim a step's folder; an earlier unfinished attempt is taken up."""
-        return runs.start(self.folder, job, name, config, parents=[self.id, *parents], run_id=name)
-
     def _prepare(self, stage: str) -> str:
-        from polysome.data.prepare import prepare
-
         settings = self.config.stages[stage].prepare
         config = PrepareConfig(name=f"prepare-{stage}", tokenizer=self.tokenizer, **settings.model_dump())
-        with self._step("prepare", config.name, config) as step:
-            if not step.reusable:
-                self.announce(f"prepare {stage}")
-                manifest = prepare(config, step.folder)
-                step.finish(manifest.model_dump(exclude={"shards"}))
-                self.announce(
-                    f"  {manifest.documents:,} documents, {manifest.tokens:,} tokens in {manifest.rows:,} rows of "
-                    f"{manifest.max_length}; packing {manifest.packing_efficiency:.1%}; "
-                    f"left out {sum(source.excluded for source in manifest.sources):,}, "
-                    f"set aside {sum(source.quarantined for source in manifest.sources):,}"
-                )
-        return step.folder
+        self.announce(f"prepare {stage}")
+        step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id])
+        self.announce(f"  {_step_summary(step.record)}")
+        return str(step.record.results["data"])
 
     def _train(self, name: str, stage: str, prepared: str, previous: str | None) -> str:
-        from polysome.training.launch import train_stage
-
         settings = self.config.stages[stage].train
         model = self.config.model if previous is None else ModelSource(path=previous)
         config = StageConfig(name=name, data=prepared, model=model, **settings.model_dump())
-        with self._step("train", name, config, parents=[f"prepare-{stage}"]) as step:
-            if not step.reusable:
-                self.announce(f"train {name}")
-                result = train_stage(config, step.folder)
-                step.finish(asdict(result))
-                self.announce(
-                    f"  {result.updates:,} updates, {result.tokens:,} tokens in {result.seconds:.0f} s; loss "
-                    f"{result.final_loss:.4f}; {result.trainable_parameters:,} of {result.total_parameters:,} parameters "
-                    f"trained; {result.optimizer}"
-                )
+        self.announce(f"train {name}")
+        step = jobs.train(config, self.folder, run_id=name, parents=[self.id, f"prepare-{stage}"])
+        self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["export"])
 
     def _evaluated(self, chain: str, stage: str, *, last: bool) -> bool:
@@ -273,17 +251,14 @@ class _Pipeline:
         return last if chain != MAIN else after is None or stage in after
 
     def _evaluate(self, name: str, title: str, export: str) -> None:
-        from polysome.evaluation.run import evaluate, read_evaluation
+        from polysome.evaluation.run import read_evaluation
 
         assert self.config.evaluation is not None
         settings = self.config.evaluation.model_dump(include=set(EvaluationSettings.model_fields))
         config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
-        with self._step("evaluate", config.name, config, parents=[name]) as step:
-            if not step.reusable:
-                self.announce(f"evaluate {title}")
-                evaluation = evaluate(config, step.folder)
-                step.finish({task: found.to_json() for task, found in evaluation.measurements.items()})
-                self.announce(f"  {evaluation.asked:,} answers in {evaluation.seconds:.0f} s")
+        self.announce(f"evaluate {title}")
+        step = jobs.evaluate(config, self.folder, run_id=config.name, parents=[self.id, name])
+        self.announce(f"  {_step_summary(step.record)}")
         self.evaluations[title] = read_evaluation(step.folder)
 
     def _baselines(self) -> "dict[str, Baselines]":
@@ -315,7 +290,12 @@ class _Pipeline:
 
     def _markdown(self, report: "Report") -> str:
         record = self.run_record.record
-        lines = [f"# {self.config.name}", "", f"Made by `{_command()}` with Polysome {record.versions['polysome']}.", ""]
+        lines = [
+            f"# {self.config.name}",
+            "",
+            f"Made by `{_command()}` with Polysome {record.versions['polysome']}.",
+            "",
+        ]
         lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config), "## How it was made", ""]
         lines += ["| step | what | seconds |", "| --- | --- | ---: |"]
         for _, step in runs.list_steps(self.folder):
@@ -370,7 +350,8 @@ def _step_summary(step: runs.RunRecord) -> str:
     if step.job == "train":
         return (
             f"{found['updates']:,} updates, {found['tokens']:,} tokens, loss {found['final_loss']:.4f}; "
-            f"{found['trainable_parameters']:,} of {found['total_parameters']:,} parameters trained; {found['optimizer']}"
+            f"{found['trainable_parameters']:,} of {found['total_parameters']:,} parameters trained; "
+            f"{found['optimizer']}"
         )
     return ", ".join(f"{task}: {result['value']:.2f}" for task, result in found.items())
 

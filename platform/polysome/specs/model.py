@@ -29,7 +29,7 @@ class SourceFile(Config):
     rows: Annotated[int, Field(ge=1)] | None = None
     """Expected records. Checked whenever the file is read whole."""
     share: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Keep only the records whose sequence hash falls into this part of [0, 1): equal sequences stay together (AMB-20)."""
+    """Keep only records whose sequence hash falls into this part of [0, 1); equal sequences stay together (AMB-20)."""
     subset: str | None = None
     """Name of the subset that the rows belong to, kept with every example."""
 

@@ -104,7 +104,9 @@ def read_json(url: str) -> Any:
         with fsspec.open(url, "r") as handle:
             return json.load(handle)
     except FileNotFoundError as error:
-        raise DataError(f"no such file: {url}", where=url, fix="check the path, or make it with the job before") from error
+        raise DataError(
+            f"no such file: {url}", where=url, fix="check the path, or run the job that makes it"
+        ) from error
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}", where=url, fix="remove the file and run its job again") from error
 

@@ -29,7 +29,8 @@ def tokenizer(request, tmp_path_factory):
 def test_question_keeps_the_sequence_first_and_the_tag_between():
     spec = dataset("core_promoter")
     assert question(spec, ["ACGT"]) == "<dna>ACGT</dna> Is there a core promoter in this sequence?"
-    assert question(spec, ["ACGT"], tagged=True).startswith("<dna>ACGT</dna> [Classification: core promoter detection] Is")
+    tagged = question(spec, ["ACGT"], tagged=True)
+    assert tagged.startswith("<dna>ACGT</dna> [Classification: core promoter detection] Is")
     pair = dataset("planted_binding")
     assert question(pair, ["ACGU", "MKV"], template=2, tagged=True).startswith("[Classification: RNA-protein")
 

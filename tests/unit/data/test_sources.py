@@ -20,7 +20,7 @@ TASK = {
 }
 
 
-def spec(path, *, format="csv", task=True, **changes):
+def spec(path, *, file_format="csv", task=True, **changes):
     file = {"uri": str(path), **changes.pop("file", {})}
     content = {
         "name": "d",
@@ -28,7 +28,7 @@ def spec(path, *, format="csv", task=True, **changes):
         "homepage": "h",
         "licence": "l",
         "citation": "c",
-        "format": format,
+        "format": file_format,
         "molecules": [{"type": "dna"}],
         "splits": {"train": [file]},
         "task": TASK if task else None,
@@ -62,7 +62,7 @@ def test_checksum_is_of_the_decompressed_content(tmp_path):
 
 def test_fasta_is_windowed_without_loss(tmp_path):
     path = write(tmp_path / "a.fa", "\n>one x\nACGT\nAC\n>two\nGG\n>three\n" + "ACGTACGTAC" * 10 + "\n")
-    table = read_examples(spec(path, format="fasta", task=False, window=64), "train")
+    table = read_examples(spec(path, file_format="fasta", task=False, window=64), "train")
     assert ["".join(s) for s in table["sequences"].to_pylist()][:2] == ["ACGTAC", "GG"]
     assert "".join(s[0] for s in table["sequences"].to_pylist()[2:]) == "ACGTACGTAC" * 10
     assert table["id"].to_pylist()[2:] == ["d/train/-/2/0", "d/train/-/2/1"]
