@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,16 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory):
         patch.delenv("RAY_ADDRESS", raising=False)
         with connect(cpus=2) as cluster:
             yield cluster
+
+
+@pytest.fixture
+def isolated_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment for a `polysome` subprocess: own HOME, short temporary folder for Ray, two CPUs, no outer cluster."""
+    home = tmp_path / "home"
+    home.mkdir()
+    dropped = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "POLYSOME_RUNS")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    paths = [str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment |= {"HOME": str(home), "POLYSOME_CPUS": "2", "PYTHONPATH": os.pathsep.join(paths)}
+    with tempfile.TemporaryDirectory(prefix="pt-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        yield environment | {"RAY_TMPDIR": short}

@@ -1,15 +1,22 @@
 """The jobs: a validated configuration in, a finished run folder out. One function each, read top to bottom."""
 
 import dataclasses
+import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import fsspec
 
 from polysome.config import ConfigurationError
 from polysome.operations import runs
 from polysome.operations.cluster import connect
 from polysome.operations.recipes import Recipe
-from polysome.storage import join
+from polysome.storage import exists, join
 
 if TYPE_CHECKING:
     from polysome.data.config import PrepareConfig
@@ -21,6 +28,45 @@ log = logging.getLogger(__name__)
 
 Announce = Callable[[Any], None]
 """Takes one line, or a table of rich, about what a job begins or has done."""
+
+
+PROGRESS_SECONDS = 5.0
+
+
+@contextmanager
+def _following(folder: str, name: str, announce: Announce) -> Iterator[None]:
+    """While the block runs, announce the newest row of the stage's `metrics.jsonl` every few seconds."""
+    done = threading.Event()
+
+    def follow() -> None:
+        shown = 0
+        while not done.wait(PROGRESS_SECONDS):
+            row = _last_row(join(folder, "metrics.jsonl"))
+            if row and row["update"] > shown:
+                shown = row["update"]
+                announce(
+                    f"  {name} {shown:,}/{row['updates']:,} updates  loss {row['loss']:.4f}  "
+                    f"{row['tokens_per_second']:,.0f} tokens/s  {row['eta_seconds']:.0f} s left"
+                )
+
+    follower = threading.Thread(target=follow, name=f"progress of {name}", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+
+
+def _last_row(url: str) -> dict[str, Any] | None:
+    """The last whole row of a file of JSON lines; None while there is none."""
+    if not exists(url):
+        return None
+    with fsspec.open(url, "rb") as handle:
+        handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, handle.tell() - 8192))
+        lines = handle.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else None
 
 
 def prepare(
@@ -40,7 +86,14 @@ def prepare(
     return run
 
 
-def train(config: "StageConfig", runs_root: str, *, run_id: str | None = None, parents: Sequence[str] = ()) -> runs.Run:
+def train(
+    config: "StageConfig",
+    runs_root: str,
+    *,
+    run_id: str | None = None,
+    parents: Sequence[str] = (),
+    announce: Announce = log.info,
+) -> runs.Run:
     """Train one stage on a prepared folder and export it to `<run>/export`."""
     from polysome.data.manifest import read_manifest
 
@@ -53,13 +106,19 @@ def train(config: "StageConfig", runs_root: str, *, run_id: str | None = None, p
         with connect(cpus=workers.count * workers.cpus_per_worker, gpus=workers.count * workers.gpus_per_worker):
             from polysome.training.launch import train_stage
 
-            result = train_stage(config, run.folder)
+            with _following(run.folder, config.name, announce):
+                result = train_stage(config, run.folder)
         run.finish(dataclasses.asdict(result))
     return run
 
 
 def evaluate(
-    config: "EvaluationConfig", runs_root: str, *, run_id: str | None = None, parents: Sequence[str] = ()
+    config: "EvaluationConfig",
+    runs_root: str,
+    *,
+    run_id: str | None = None,
+    parents: Sequence[str] = (),
+    announce: Announce = log.info,
 ) -> runs.Run:
     """Ask a model the declared tasks and measure its answers."""
     from polysome.inference.folder import model_fingerprint
@@ -72,9 +131,26 @@ def evaluate(
         with connect(cpus=config.cpus_per_actor):
             from polysome.evaluation.run import evaluate as evaluate_model
 
-            evaluation = evaluate_model(config, run.folder)
+            evaluation = evaluate_model(config, run.folder, progress=_asked(announce))
         run.finish({name: measured.to_json() for name, measured in evaluation.measurements.items()})
     return run
+
+
+def _asked(announce: Announce) -> Callable[[int, int], None]:
+    """Announces answers as they come, every few seconds."""
+    started = shown = time.monotonic()
+    first: int | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown, first
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - shown >= PROGRESS_SECONDS and done > first:
+            shown = now
+            left = (now - started) / (done - first) * (total - done)
+            announce(f"  {done:,}/{total:,} answers  {left:.0f} s left")
+
+    return progress
 
 
 def pipeline(
@@ -108,4 +184,5 @@ def execute(recipe: Recipe, runs_root: str, *, run_id: str | None = None, announ
             f"a recipe for {recipe.job!r} does not end by itself", where=recipe.name, fix="use `polysome serve`"
         )
     announce(f"{recipe.job} {recipe.name}")
-    return steps[recipe.job](config, runs_root, run_id=run_id)
+    more = {} if recipe.job == "prepare" else {"announce": announce}
+    return steps[recipe.job](config, runs_root, run_id=run_id, **more)

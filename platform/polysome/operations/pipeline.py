@@ -240,7 +240,8 @@ class _Pipeline:
         model = self.config.model if previous is None else ModelSource(path=previous)
         config = StageConfig(name=name, data=prepared, model=model, **settings.model_dump())
         self.announce(f"train {name}")
-        step = jobs.train(config, self.folder, run_id=name, parents=[self.id, f"prepare-{stage}"])
+        parents = [self.id, f"prepare-{stage}"]
+        step = jobs.train(config, self.folder, run_id=name, parents=parents, announce=self.announce)
         self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["export"])
 
@@ -257,7 +258,8 @@ class _Pipeline:
         settings = self.config.evaluation.model_dump(include=set(EvaluationSettings.model_fields))
         config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
         self.announce(f"evaluate {title}")
-        step = jobs.evaluate(config, self.folder, run_id=config.name, parents=[self.id, name])
+        parents = [self.id, name]
+        step = jobs.evaluate(config, self.folder, run_id=config.name, parents=parents, announce=self.announce)
         self.announce(f"  {_step_summary(step.record)}")
         self.evaluations[title] = read_evaluation(step.folder)
 

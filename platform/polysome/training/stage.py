@@ -220,6 +220,7 @@ def _loop(
             if metrics is not None:
                 row: dict[str, Any] = {
                     "update": progress.update,
+                    "updates": length.updates,
                     "epoch": progress.position / feed.length,
                     "position": progress.position,
                     "loss": loss,
