@@ -16,10 +16,7 @@ settings.load_profile("polysome")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The data of the recipes is looked for beside the checkout unless a mirror is named."""
-    beside = ROOT.parent / "shared" / "data"
-    if "POLYSOME_MIRROR" not in os.environ and beside.is_dir():
-        os.environ["POLYSOME_MIRROR"] = str(beside)
+    """Tests read the checkout's data set specs, wherever they are started from."""
     os.environ.setdefault("POLYSOME_DATASETS", str(ROOT / "datasets_spec"))
 
 

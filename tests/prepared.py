@@ -1,5 +1,6 @@
 """A small prepared folder, written by hand: what the trainer reads, without the data room's pipeline."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def write_prepared(
         listed.append(
             Shard(
                 path=name,
+                sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest(),
                 rows=len(part),
                 documents=1,
                 tokens=int(token_counts[part].sum()),
@@ -78,6 +80,7 @@ def write_prepared(
         Manifest(
             name="toy",
             kind="instruct",
+            recipe_fingerprint="recipe",
             fingerprint=fingerprint,
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_folder),
             vocabulary_size=len(tokenizer),

@@ -510,14 +510,15 @@ def _run_job(
     job: "Job | None", recipe: str, overrides: list[str] | None, runs: str, run_id: str | None, as_json: bool
 ) -> None:
     from polysome.operations import jobs
+    from polysome.operations.program import announcer
     from polysome.operations.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], job=job)
     if loaded.job == "serve":
         _serve(loaded.config, as_json)
         return
-    stream = sys.stderr if as_json else sys.stdout
-    done = jobs.execute(loaded, runs, run_id=run_id, announce=lambda line: print(line, file=stream, flush=True))
+    announce = announcer(sys.stderr if as_json else sys.stdout)
+    done = jobs.execute(loaded, runs, run_id=run_id, announce=announce)
     _tell_run(done, runs, as_json)
 
 

@@ -47,6 +47,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"cannot read {path}: {error.strerror}", where=str(path), fix="check the path; recipes are in jobs/recipes/"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"not UTF-8 text: {error.reason}", where=str(path), fix="save it as UTF-8") from error
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:

@@ -14,7 +14,12 @@ _DELETE = {molecule: str.maketrans("", "", letters) for molecule, letters in ALP
 
 
 class Refused(ValueError):
-    """The sequence cannot be used; the message is the reason, free of the sequence itself."""
+    """The sequence cannot be used; the message is the reason, `kind` the reason without what varies from record to
+    record, for counting."""
+
+    def __init__(self, reason: str, kind: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def clean(sequence: str, molecule: MoleculeType) -> str:
@@ -29,11 +34,14 @@ def clean(sequence: str, molecule: MoleculeType) -> str:
     elif molecule == "protein":
         sequence = sequence.removesuffix("*")
     if not sequence:
-        raise Refused("empty sequence")
+        raise Refused("empty sequence", "empty sequence")
     strange = sequence.translate(_DELETE[molecule])
     if strange:
         position = sequence.index(strange[0])
-        raise Refused(f"{strange[0]!r} at position {position + 1} is not in the {molecule} alphabet")
+        raise Refused(
+            f"{strange[0]!r} at position {position + 1} is not in the {molecule} alphabet",
+            f"{strange[0]!r} is not in the {molecule} alphabet",
+        )
     return sequence
 
 

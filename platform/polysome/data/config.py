@@ -38,7 +38,8 @@ class PrepareSettings(Config):
     """Positions in a row; chats must fit, corpus documents are split."""
     sources: Annotated[list[Source], Field(min_length=1)]
     exclude: list[Protected] = []
-    """Examples whose sequences (all of them, exactly) occur in one of these splits are left out and counted (AMB-3)."""
+    """Examples found in one of these splits are left out and counted (AMB-3). For chats: all sequences are equal. For a
+    corpus: the text holds a protected sequence anywhere, in DNA also its reverse complement."""
     tag_fraction: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of chats with a task tag (A-60)."""
     seed: int = 42

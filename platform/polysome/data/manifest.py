@@ -13,6 +13,7 @@ class Shard(Config):
 
     path: str
     """Relative to the prepared folder."""
+    sha256: str
     rows: int
     documents: int
     tokens: int
@@ -36,8 +37,10 @@ class SourceReport(Config):
     """Records read, before anything was set aside (once, whatever the repeat factor)."""
     quarantined: int
     quarantine_reasons: dict[str, int]
-    excluded: int
-    """Examples left out because their sequence occurs in a protected split, or by a limit of the recipe."""
+    excluded: dict[str, int]
+    """Examples left out because a protected split holds their sequences: count by `dataset/split`."""
+    beyond_limit: int
+    """Examples left out by the source's `limit`."""
     documents: int
     """Documents packed, repeats counted."""
 
@@ -48,8 +51,10 @@ class Manifest(Config):
     format: Literal[1] = 1
     name: str
     kind: Literal["pretrain", "instruct"]
+    recipe_fingerprint: str
+    """Of recipe, specs, tokenizer, chat template and code version."""
     fingerprint: str
-    """Of recipe, specs, tokenizer, chat template, code version and the content read."""
+    """Of the recipe's fingerprint and the content of all shards; what a trainer and a resume must agree in."""
     tokenizer_fingerprint: str
     vocabulary_size: int
     max_length: int

@@ -5,13 +5,14 @@ shard, whose name and content depend on the recipe alone. The manifest is writte
 """
 
 import hashlib
+import io
 import logging
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +21,28 @@ import pyarrow.parquet as pq
 from polysome import __version__
 from polysome.config import ConfigurationError, DataError, PolysomeError
 from polysome.data.config import PrepareConfig, PrepareSettings, Source
-from polysome.data.manifest import Manifest, Shard, SourceReport, read_manifest, write_manifest
+from polysome.data.manifest import MANIFEST, Manifest, Shard, SourceReport, read_manifest, write_manifest
 from polysome.data.pack import pack
+from polysome.data.protection import Contained, Equal, Protection
 from polysome.data.render import ChatFrame, choose, sequence_kmer
 from polysome.data.sources import FileReport, read_file
 from polysome.data.tokenize import Rendering, tokenize
-from polysome.data.tokenizer_files import TOKENIZER_FOLDER, copy_tokenizer, load_tokenizer, tokenizer_fingerprint
+from polysome.data.tokenizer_files import (
+    TOKENIZER_FOLDER,
+    copy_tokenizer,
+    load_tokenizer,
+    local_tokenizer,
+    tokenizer_fingerprint,
+)
 from polysome.specs import Dataset, SourceFile, dataset
-from polysome.storage import MIRROR_VARIABLE, exists, fingerprint, join, open_atomic, remove
+from polysome.storage import exists, fingerprint, join, open_atomic, remove
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PREFLIGHT_RECORDS = 50_000
 SHARD_FOLDER = "shards"
+QUARANTINE_FOLDER = "quarantine"
 
 
 @dataclass(frozen=True)
@@ -54,27 +64,22 @@ def prepare(config: PrepareConfig, folder: str) -> Manifest:
         ConfigurationError: the recipe does not fit its data sets or tokenizer; before any worker starts.
         DataError: a source is missing or not what its spec declares; nothing is committed.
     """
-    specs = {source.dataset: dataset(source.dataset) for source in config.sources}
     check_sources(config, where=f"recipe {config.name}")
-    identity = _fingerprint(config, specs)
-    if exists(join(folder, "manifest.json")):
-        manifest = read_manifest(folder)
-        if manifest.fingerprint == identity:
-            logger.info("%s is prepared already (%s)", config.name, identity)
-            return manifest
+    tokenizer_folder = local_tokenizer(config.tokenizer)
+    identity = _fingerprint(config, tokenizer_folder)
+    if exists(join(folder, MANIFEST)) and (found := read_manifest(folder).recipe_fingerprint) != identity:
         raise ConfigurationError(
-            f"{folder} holds prepared data of another recipe ({manifest.fingerprint}, this one is {identity})",
+            f"{folder} holds prepared data of another recipe ({found}, this one is {identity})",
             where=folder,
             fix="name another folder, or remove that one",
         )
-    tokenizer = load_tokenizer(config.tokenizer)
-    units = _units(config, specs, tokenizer)
+    units = _units(config, load_tokenizer(tokenizer_folder))
     preflight([(unit.spec, unit.source.split, unit.file) for unit in units if unit.repeat == 0])
-    excluded = protected_sequences(config)
-    remove(join(folder, SHARD_FOLDER))
-    copy_tokenizer(config.tokenizer, join(folder, TOKENIZER_FOLDER))
-    reports = _run(config, units, excluded, folder)
-    manifest = _manifest(config, specs, identity, len(tokenizer), units, reports)
+    for stale in (MANIFEST, SHARD_FOLDER, QUARANTINE_FOLDER):
+        remove(join(folder, stale))
+    copy_tokenizer(tokenizer_folder, join(folder, TOKENIZER_FOLDER))
+    statements = _run(config, units, protected(config), folder, tokenizer_folder)
+    manifest = _manifest(config, identity, tokenizer_folder, units, statements)
     write_manifest(folder, manifest)
     return manifest
 
@@ -90,19 +95,15 @@ def preflight(files: list[tuple[Dataset, str, SourceFile]]) -> None:
             pass
 
 
-def protected_sequences(config: PrepareConfig) -> frozenset[bytes]:
-    """Digests of the examples (all their sequences) in the recipe's excluded splits."""
-    digests: set[bytes] = set()
+def protected(config: PrepareSettings) -> Protection:
+    """What the recipe's excluded splits hold, ready to be looked up."""
+    held: dict[str, list[list[str]]] = {}
     for item in config.exclude:
         spec = dataset(item.dataset)
         for file in spec.files(item.split):
             for batch in read_file(spec, item.split, file, FileReport(file.uri)):
-                digests.update(map(_digest, batch.examples["sequences"].to_pylist()))
-    return frozenset(digests)
-
-
-def _digest(sequences: list[str]) -> bytes:
-    return hashlib.blake2b("\t".join(sequences).encode(), digest_size=16).digest()
+                held.setdefault(f"{item.dataset}/{item.split}", []).extend(batch.examples["sequences"].to_pylist())
+    return Contained(held) if config.kind == "pretrain" else Equal(held)
 
 
 def check_sources(config: PrepareSettings, *, where: str) -> None:
@@ -121,6 +122,12 @@ def check_sources(config: PrepareSettings, *, where: str) -> None:
                 where=f"{where}: sources",
                 fix="use it in a recipe of kind pretrain",
             )
+        if config.kind == "pretrain" and len(spec.molecules) != 1:
+            raise ConfigurationError(
+                f"the records of {source.dataset!r} have {len(spec.molecules)} molecules, a corpus document is one",
+                where=f"{where}: sources",
+                fix="use it in a recipe of kind instruct",
+            )
         if source.prompt == "reasoning" and config.kind == "instruct" and spec.task and not spec.task.reasoning:
             raise ConfigurationError(
                 f"{source.dataset!r} declares no reasoning steps",
@@ -129,25 +136,22 @@ def check_sources(config: PrepareSettings, *, where: str) -> None:
             )
 
 
-def _fingerprint(config: PrepareConfig, specs: dict[str, Dataset]) -> str:
-    protected = {item.dataset: dataset(item.dataset).model_dump() for item in config.exclude}
+def _fingerprint(config: PrepareConfig, tokenizer_folder: Path) -> str:
+    names = sorted({item.dataset for item in config.sources} | {item.dataset for item in config.exclude})
     return fingerprint(
         {
             "recipe": config.model_dump(exclude={"tokenizer"}),
-            "specs": {name: spec.model_dump() for name, spec in specs.items()} | protected,
-            "tokenizer": tokenizer_fingerprint(config.tokenizer),
+            "specs": {name: dataset(name).model_dump() for name in names},
+            "tokenizer": tokenizer_fingerprint(tokenizer_folder),
             "version": __version__,
         }
     )
 
 
-def _units(config: PrepareConfig, specs: dict[str, Dataset], tokenizer: object) -> list[Unit]:
-    from transformers import PreTrainedTokenizerBase
-
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+def _units(config: PrepareConfig, tokenizer: "PreTrainedTokenizerBase") -> list[Unit]:
     units: list[Unit] = []
     for source in config.sources:
-        spec = specs[source.dataset]
+        spec = dataset(source.dataset)
         frame = ChatFrame.of(tokenizer, source.prompt) if config.kind == "instruct" else None
         for repeat in range(source.repeat):
             rendering = Rendering(
@@ -169,7 +173,7 @@ class _UnitWork:
     """Runs in the workers: a unit in, one line of statistics per shard and one for the file out."""
 
     units: list[Unit]
-    excluded: frozenset[bytes]
+    protection: Protection
     folder: str
     tokenizer_json: str
     max_length: int
@@ -182,23 +186,36 @@ class _UnitWork:
 
     def _unit(self, unit: Unit) -> Iterator[pa.Table]:
         report = FileReport(unit.file.uri)
-        excluded = kept = 0
-        blocks = read_file(unit.spec, unit.source.split, unit.file, report)
-        for number, block in enumerate(blocks):
-            examples = block.examples
-            keep = [_digest(sequences) not in self.excluded for sequences in examples["sequences"].to_pylist()]
+        excluded: Counter[str] = Counter()
+        kept = beyond_limit = 0
+        quarantine = []
+        for number, block in enumerate(read_file(unit.spec, unit.source.split, unit.file, report)):
+            quarantine.append(block.quarantine)
+            holders = [self.protection.holder(sequences) for sequences in block.examples["sequences"].to_pylist()]
+            excluded.update(holder for holder in holders if holder)
+            examples = block.examples.filter(pa.array([holder is None for holder in holders], pa.bool_()))
             if unit.source.limit is not None:
                 # The limit counts per file, so that units stay independent of one another.
                 room = unit.source.limit - kept
-                keep = [
-                    wanted and int(position) <= room for wanted, position in zip(keep, np.cumsum(keep), strict=True)
-                ]
-            excluded += len(keep) - sum(keep)
-            kept += sum(keep)
-            examples = examples.filter(pa.array(keep, pa.bool_()))
+                beyond_limit += max(0, examples.num_rows - room)
+                examples = examples.slice(0, room)
+            kept += examples.num_rows
             if examples.num_rows:
                 yield self._shard(unit, number, examples)
-        yield _line(_FileRead(unit.index, report.records, report.quarantined, excluded, report.sha256, report.reasons))
+        if report.quarantined:
+            with open_atomic(join(self.folder, f"{QUARANTINE_FOLDER}/{unit.index:05d}.parquet")) as handle:
+                pq.write_table(pa.concat_tables(quarantine), handle)
+        yield _line(
+            _FileRead(
+                unit.index,
+                report.records,
+                report.quarantined,
+                dict(excluded),
+                beyond_limit,
+                report.sha256,
+                report.reasons,
+            )
+        )
 
     def _shard(self, unit: Unit, number: int, examples: pa.Table) -> pa.Table:
         documents = tokenize(examples, unit.spec, unit.rendering, self.tokenizer_json, self.max_length)
@@ -206,10 +223,13 @@ class _UnitWork:
         order = np.random.default_rng([self.seed, unit.index, number]).permutation(documents.num_rows)
         rows = pack(documents.take(pa.array(order)), self.max_length, self.pad_id)
         path = f"{SHARD_FOLDER}/{unit.index:05d}-{number:06d}.parquet"
+        content = io.BytesIO()
+        pq.write_table(rows, content, compression="zstd", row_group_size=4096)
         with open_atomic(join(self.folder, path)) as handle:
-            pq.write_table(rows, handle, compression="zstd", row_group_size=4096)
+            handle.write(content.getbuffer())
         shard = Shard(
             path=path,
+            sha256=hashlib.sha256(content.getbuffer()).hexdigest(),
             rows=rows.num_rows,
             documents=documents.num_rows,
             tokens=int(np.sum(rows["tokens"].to_numpy())),
@@ -233,7 +253,8 @@ class _FileRead:
     unit: int
     records: int
     quarantined: int
-    excluded: int
+    excluded: dict[str, int]
+    beyond_limit: int
     sha256: str
     reasons: dict[str, int]
 
@@ -244,25 +265,21 @@ def _line(statement: _ShardWritten | _FileRead) -> pa.Table:
 
 
 def _run(
-    config: PrepareConfig, units: list[Unit], excluded: frozenset[bytes], folder: str
+    config: PrepareConfig, units: list[Unit], protection: Protection, folder: str, tokenizer_folder: Path
 ) -> list[_ShardWritten | _FileRead]:
     import ray
 
-    tokenizer_json = (Path(config.tokenizer) / "tokenizer.json").read_text(encoding="utf-8")
-    pad_id = load_tokenizer(config.tokenizer).pad_token_id or 0
-    work = _UnitWork(units, excluded, folder, tokenizer_json, config.max_length, pad_id, config.seed)
-    mirror = {name: value for name in (MIRROR_VARIABLE,) if (value := os.environ.get(name))}
+    tokenizer_json = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
+    pad_id = load_tokenizer(tokenizer_folder).pad_token_id or 0
+    work = _UnitWork(units, protection, folder, tokenizer_json, config.max_length, pad_id, config.seed)
     table = pa.table({"unit": pa.array([unit.index for unit in units], pa.int64())})
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    # Ray's own log lines of an execution; what matters of it is told by the manifest.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = ray.data.from_arrow([table.slice(index, 1) for index in range(len(units))]).map_batches(
-        work,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=1,
-        runtime_env={"env_vars": mirror} if mirror else None,
+        work, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1
     )
     try:
         return [pickle.loads(row["statement"]) for row in rows.take_all()]
@@ -286,9 +303,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def _manifest(
     config: PrepareConfig,
-    specs: dict[str, Dataset],
     identity: str,
-    vocabulary_size: int,
+    tokenizer_folder: Path,
     units: list[Unit],
     statements: list[_ShardWritten | _FileRead],
 ) -> Manifest:
@@ -305,9 +321,10 @@ def _manifest(
     return Manifest(
         name=config.name,
         kind=config.kind,
-        fingerprint=identity,
-        tokenizer_fingerprint=tokenizer_fingerprint(config.tokenizer),
-        vocabulary_size=vocabulary_size,
+        recipe_fingerprint=identity,
+        fingerprint=fingerprint([identity, [shard.sha256 for shard in shards]]),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_folder),
+        vocabulary_size=len(load_tokenizer(tokenizer_folder)),
         max_length=config.max_length,
         rows=rows,
         documents=sum(shard.documents for shard in shards),
@@ -315,18 +332,21 @@ def _manifest(
         targets=sum(shard.targets for shard in shards),
         packing_efficiency=round(tokens / (rows * config.max_length), 6),
         shards=shards,
-        sources=[_source_report(source, specs[source.dataset], units, read, written) for source in config.sources],
+        sources=[_source_report(source, units, read, written) for source in config.sources],
     )
 
 
 def _source_report(
-    source: Source, spec: Dataset, units: list[Unit], read: list[_FileRead], written: list[_ShardWritten]
+    source: Source, units: list[Unit], read: list[_FileRead], written: list[_ShardWritten]
 ) -> SourceReport:
     mine = {unit.index for unit in units if unit.source is source}
     first = [item for item in read if item.unit in mine and units[item.unit].repeat == 0]
     reasons: Counter[str] = Counter()
+    excluded: Counter[str] = Counter()
     for item in first:
         reasons.update(item.reasons)
+        excluded.update(item.excluded)
+    spec = dataset(source.dataset)
     return SourceReport(
         dataset=source.dataset,
         version=spec.version,
@@ -338,6 +358,7 @@ def _source_report(
         records=sum(item.records for item in first),
         quarantined=sum(item.quarantined for item in first),
         quarantine_reasons=dict(reasons),
-        excluded=sum(item.excluded for item in first),
+        excluded=dict(excluded),
+        beyond_limit=sum(item.beyond_limit for item in first),
         documents=sum(item.shard.documents for item in written if item.unit in mine),
     )

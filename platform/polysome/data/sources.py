@@ -74,11 +74,8 @@ def read_file(
                 sequences = _clean_molecules(spec, record)
             except Refused as refusal:
                 report.quarantined += 1
-                reason = str(refusal)
-                # Counted without the position, so that the table of reasons stays short.
-                kind = reason.split(" at position ")[0] if " at position " in reason else reason
-                report.reasons[kind] = report.reasons.get(kind, 0) + 1
-                quarantine.append({"file": source.uri, "record": record.number, "reason": reason})
+                report.reasons[refusal.kind] = report.reasons.get(refusal.kind, 0) + 1
+                quarantine.append({"file": source.uri, "record": record.number, "reason": str(refusal)})
             else:
                 label = _decode_label(spec, source, record)
                 if not _within(source.share, sequences):
@@ -141,10 +138,8 @@ def _clean_molecules(spec: Dataset, record: Record) -> list[str]:
     for molecule, raw in zip(spec.molecules, record.sequences, strict=True):
         sequence = clean(raw, molecule.type)
         if not molecule.minimum_length <= len(sequence) <= molecule.maximum_length:
-            raise Refused(
-                f"{molecule.role} length {len(sequence)} is outside "
-                f"[{molecule.minimum_length}, {molecule.maximum_length}]"
-            )
+            bounds = f"[{molecule.minimum_length}, {molecule.maximum_length}]"
+            raise Refused(f"{molecule.role} length {len(sequence)} is outside {bounds}", f"length outside {bounds}")
         cleaned.append(sequence)
     return cleaned
 
@@ -223,7 +218,10 @@ def _records(spec: Dataset, split: Split, source: SourceFile, report: FileReport
 
 def _csv_records(spec: Dataset, url: str, text: IO[str]) -> Iterator[Record]:
     reader = csv.reader(text, strict=True)
-    header = next(reader, None)
+    try:
+        header = next((row for row in reader if row), None)
+    except csv.Error as error:
+        raise DataError(f"not CSV: {error}", where=f"{url}, line {reader.line_num}", fix="mend the line") from error
     if header is None:
         return
     header[0] = header[0].removeprefix(codecs.BOM_UTF8.decode())

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
+
 from polysome.config import ConfigurationError
-from polysome.storage import join, open_atomic
+from polysome.storage import exists, join, open_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +54,24 @@ def copy_tokenizer(source: str | Path, destination: str) -> None:
         if path.is_file():
             with open_atomic(join(destination, name)) as handle:
                 handle.write(path.read_bytes())
+
+
+def local_tokenizer(folder: str) -> Path:
+    """A local folder with the tokenizer's files: the folder itself, or a copy of a remote one.
+
+    Raises:
+        ConfigurationError: the folder holds no fast tokenizer.
+    """
+    if "://" not in folder:
+        return Path(folder).expanduser()
+    copy = Path(tempfile.mkdtemp(prefix="polysome-tokenizer-"))
+    for name in _FILES:
+        if exists(join(folder, name)):
+            with fsspec.open(join(folder, name), "rb") as handle:
+                (copy / name).write_bytes(handle.read())
+    if not (copy / "tokenizer.json").is_file():
+        raise ConfigurationError(f"no tokenizer.json in {folder}", where=folder, fix="name a tokenizer folder")
+    return copy
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":

@@ -1,18 +1,21 @@
 """A pipeline: tokenizer, then prepare, train and evaluate stage after stage, baselines, report, and a served model.
 
-Every step is a run of its own in a folder below the pipeline's, so a pipeline that was stopped goes on with the first
-step that is not finished. An ablation is another chain through the same stages; what it shares with the main chain
-(prepared data, baselines) is made once.
+Preparing, training and evaluating are runs of their own in folders below the pipeline's, so a pipeline that was
+stopped goes on with the first that is not finished. An ablation is another chain through the same stages; what it
+shares with the main chain (prepared data, baselines) is made once.
 """
 
+import copy
 import logging
 import shlex
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAIN = "main"
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class BuiltTokenizer(Config):
@@ -84,22 +88,44 @@ class PipelineConfig(Config):
 
     name: str
     seed: int = 42
+    """Of everything below that names no seed of its own: data, training, evaluation."""
     tokenizer: str | BuiltTokenizer
     """Folder of a Hugging Face tokenizer, or how to build one."""
     model: ModelSource
     """What the first stage of a chain starts from; later stages start from the export before them."""
-    stages: Annotated[dict[str, PipelineStage], Field(min_length=1)]
+    stages: Annotated[dict[Name, PipelineStage], Field(min_length=1)]
     """In order; the main chain runs all of them."""
-    ablations: dict[str, list[str]] = {}
+    ablations: dict[Name, list[str]] = {}
     """Other chains by name: which stages they run, in order."""
     evaluation: PipelineEvaluation | None = None
     references: list[Reference] = []
+    notes: list[str] = []
+    """Sentences that the report shall end with."""
     serving: PipelineServing | None = None
     report: str | None = None
     """Also write the Markdown report to this file."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_seed(cls, content: Any) -> Any:
+        """Give the pipeline's seed to every part that names none."""
+        if not isinstance(content, dict) or "seed" not in content:
+            return content
+        content = copy.deepcopy(content)
+        parts = [content.get("evaluation")]
+        if isinstance(content.get("stages"), dict):
+            for stage in content["stages"].values():
+                parts += [stage.get("prepare"), stage.get("train")] if isinstance(stage, dict) else []
+        for part in parts:
+            if isinstance(part, dict):
+                part.setdefault("seed", content["seed"])
+        return content
+
     @model_validator(mode="after")
     def _chains_exist(self) -> "PipelineConfig":
+        reserved = {MAIN, "tokenizer"} & {*self.stages, *self.ablations}
+        if reserved:
+            raise ValueError(f"{sorted(reserved)[0]!r} cannot name a stage or an ablation")
         for name, chain in self.ablations.items():
             unknown = [stage for stage in chain if stage not in self.stages]
             if unknown or not chain:
@@ -108,8 +134,11 @@ class PipelineConfig(Config):
             unknown = [stage for stage in self.evaluation.after if stage not in self.stages]
             if unknown:
                 raise ValueError(f"evaluation.after names {unknown}, stages are {list(self.stages)}")
-        if self.serving and not self.evaluation:
-            raise ValueError("serving.question_task needs an evaluation that declares the tasks")
+        tasks = self.evaluation.tasks if self.evaluation else []
+        if self.serving and self.serving.question_task not in tasks:
+            raise ValueError(f"serving.question_task must be one of the evaluated tasks {tasks}")
+        if strange := sorted({item.dataset for item in self.references} - set(tasks)):
+            raise ValueError(f"references name {strange}, which are not evaluated")
         return self
 
     @property
@@ -121,12 +150,11 @@ class PipelineConfig(Config):
 def run_pipeline(
     config: PipelineConfig, runs_root: str, run_id: str | None = None, *, announce: jobs.Announce = log.info
 ) -> Run:
-    """Run the pipeline on the connected Ray cluster; with the id of an unfinished run, go on where it stopped.
+    """Run a checked pipeline on the connected Ray cluster; with the id of an unfinished run, go on where it stopped.
 
     Raises:
         PolysomeError: what is wrong, before the step that it concerns starts; finished steps stay.
     """
-    check(config)
     with runs.start(runs_root, "pipeline", config.name, config, run_id=run_id) as run:
         if run.reusable:
             announce(f"{run.id} is finished already")
@@ -136,16 +164,16 @@ def run_pipeline(
 
 
 def check(config: PipelineConfig) -> None:
-    """Everything that can be known before the first step: data sets, tokenizer, heads of all files, model, port.
+    """What can be known before the first step: data sets, heads of all files, tokenizer, model, rules, port.
 
     Raises:
         PolysomeError: what is wrong, where, and how to mend it.
     """
     from polysome.data.prepare import check_sources, preflight
-    from polysome.data.tokenizer_files import tokenizer_fingerprint
+    from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
 
     if isinstance(config.tokenizer, str):
-        tokenizer_fingerprint(config.tokenizer)
+        tokenizer_fingerprint(local_tokenizer(config.tokenizer))
     files = {}
     for name, stage in config.stages.items():
         check_sources(stage.prepare, where=f"stages.{name}.prepare")
@@ -165,10 +193,39 @@ def check(config: PipelineConfig) -> None:
             for file in dataset(task).files(config.evaluation.split):
                 files[task, config.evaluation.split, file.uri] = (dataset(task), config.evaluation.split, file)
     preflight(list(files.values()))
+    _check_model(config)
     if config.serving:
         from polysome.serving.checks import require_free_port
 
         require_free_port(config.serving.host, config.serving.port)
+
+
+def _check_model(config: PipelineConfig) -> None:
+    """Build the architecture without weights, and see that every stage's rules find their modules."""
+    from polysome.data.tokenizer_files import local_tokenizer
+    from polysome.models import trainability
+    from polysome.models.backbone import build_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(config.tokenizer, str):
+            tokenizer = str(local_tokenizer(config.tokenizer))
+        else:
+            tokenizer = folder
+            _build_tokenizer(config, config.tokenizer, folder)
+        model = build_model(config.model, tokenizer, seed=config.seed, meta=True)
+    for stage in config.stages.values():
+        trainability.choose(model, stage.train.trainability)
+
+
+def _build_tokenizer(config: PipelineConfig, settings: BuiltTokenizer, folder: str) -> None:
+    """Build the vocabulary from the wordings of all data sets of the stages; the same recipe gives the same files."""
+    from polysome.data.render import wordings
+    from polysome.models.tokenizer import build_per_base_tokenizer
+
+    sources = [source.dataset for stage in config.stages.values() for source in stage.prepare.sources]
+    texts = [CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT]
+    texts += [text for name in dict.fromkeys(sources) for text in wordings(dataset(name))]
+    build_per_base_tokenizer(folder, texts, vocabulary_size=settings.vocabulary_size, kmer=settings.kmer)
 
 
 class _Pipeline:
@@ -200,32 +257,17 @@ class _Pipeline:
         return export
 
     def _tokenizer(self) -> str:
-        """A local folder; a built tokenizer is kept in the run folder as well."""
+        """The tokenizer's folder: the recipe's, or the one that is built into the run folder."""
         if isinstance(self.config.tokenizer, str):
             return self.config.tokenizer
-        from polysome.data.render import wordings
         from polysome.data.tokenizer_files import copy_tokenizer, tokenizer_fingerprint
-        from polysome.models.tokenizer import build_per_base_tokenizer
 
-        names = dict.fromkeys(
-            source.dataset for stage in self.config.stages.values() for source in stage.prepare.sources
-        )
-        texts = [
-            CONCISE_SYSTEM_PROMPT,
-            REASONING_SYSTEM_PROMPT,
-            *(text for name in names for text in wordings(dataset(name))),
-        ]
-        # A content-addressed local folder: every attempt and every child of the run finds the same one.
-        local = Path(self._scratch("tokenizer"))
-        settings = self.config.tokenizer
-        build_per_base_tokenizer(local, texts, vocabulary_size=settings.vocabulary_size, kmer=settings.kmer)
-        copy_tokenizer(local, join(self.folder, "tokenizer"))
-        self.run_record.update(fingerprints={"tokenizer": tokenizer_fingerprint(local)})
-        return str(local)
-
-    def _scratch(self, name: str) -> str:
-        """A local folder of this run: below the run folder where that is local."""
-        return join(self.folder, name) if "://" not in self.folder else tempfile.mkdtemp(prefix=f"{self.id}-{name}-")
+        folder = join(self.folder, "tokenizer")
+        with tempfile.TemporaryDirectory() as local:
+            _build_tokenizer(self.config, self.config.tokenizer, local)
+            copy_tokenizer(local, folder)
+            self.run_record.update(fingerprints={"tokenizer": tokenizer_fingerprint(local)})
+        return folder
 
     def _prepare(self, stage: str) -> str:
         settings = self.config.stages[stage].prepare
@@ -299,6 +341,7 @@ class _Pipeline:
             "",
         ]
         lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config), "## How it was made", ""]
+        lines += [line for note in self.config.notes for line in (f"{note}", "")]
         lines += ["| step | what | seconds |", "| --- | --- | ---: |"]
         for _, step in runs.list_steps(self.folder):
             lines.append(f"| {step.name} | {_step_summary(step)} | {runs.seconds(step):.0f} |")
@@ -328,10 +371,9 @@ class _Pipeline:
             self.run_record.update(results={"served": {"question": asked, "answer": told}})
             if settings.keep:
                 self.announce(f"  stays up at {url} until Ctrl-C")
-                while True:
-                    time.sleep(1)
-        except KeyboardInterrupt:
-            self.announce("  stopped")
+                with suppress(KeyboardInterrupt):
+                    while True:
+                        time.sleep(1)
         finally:
             stop()
 
@@ -346,7 +388,7 @@ def _step_summary(step: runs.RunRecord) -> str:
         sources = found["sources"]
         return (
             f"{found['documents']:,} documents, {found['tokens']:,} tokens, packing {found['packing_efficiency']:.1%}; "
-            f"left out {sum(source['excluded'] for source in sources):,} (in a protected split), "
+            f"left out {_excluded(sources)}, "
             f"set aside {sum(source['quarantined'] for source in sources):,}"
         )
     if step.job == "train":
@@ -356,6 +398,14 @@ def _step_summary(step: runs.RunRecord) -> str:
             f"{found['optimizer']}"
         )
     return ", ".join(f"{task}: {result['value']:.2f}" for task, result in found.items())
+
+
+def _excluded(sources: list[dict[str, Any]]) -> str:
+    """`45 (in core_promoter/test)`: what protected splits kept out."""
+    found: Counter[str] = Counter()
+    for source in sources:
+        found.update(source["excluded"])
+    return ", ".join(f"{count:,} (in {holder})" for holder, count in sorted(found.items())) or "0"
 
 
 def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
@@ -371,8 +421,13 @@ def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
             task for task in report.tasks if main.measurements[task].value.value > other.measurements[task].value.value
         ]
         rest = [task for task in report.tasks if task not in above]
-        sentence = f"{main.name} is above {other.name} on {len(above)} of {len(report.tasks)} tasks"
-        lines += [f"{sentence} ({', '.join(above) or 'none'}); it is not on {', '.join(rest) or 'none'}.", ""]
+        apart = [task for task in above if main.measurements[task].value.low > other.measurements[task].value.high]
+        lines += [
+            f"{main.name} is above {other.name} on {len(above)} of {len(report.tasks)} tasks "
+            f"({', '.join(above) or 'none'}; with intervals apart: {', '.join(apart) or 'none'}); "
+            f"it is not on {', '.join(rest) or 'none'}.",
+            "",
+        ]
     return lines
 
 

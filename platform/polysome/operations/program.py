@@ -5,6 +5,9 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import IO, Any
+
+from rich.console import Console
 
 from polysome.config import PolysomeError
 
@@ -31,6 +34,18 @@ def program(main: Callable[..., None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def announcer(stream: IO[str]) -> Callable[[Any], None]:
+    """Shows what a job announces on `stream`: lines as they are, tables drawn."""
+    terminal = stream.isatty()
+    console = Console(file=stream, highlight=False, width=None if terminal else 200)
+
+    def announce(what: Any) -> None:
+        console.print(what, markup=False, soft_wrap=isinstance(what, str))
+        stream.flush()
+
+    return announce
 
 
 def terminated(number: int, frame: FrameType | None) -> None:

@@ -63,7 +63,7 @@ def ask_server(url: str, task: str, records: Sequence[RawRecord], *, timeout: fl
     import httpx
 
     predictions: list[dict[str, Any]] = []
-    with httpx.Client(base_url=url.rstrip("/"), timeout=timeout) as client:
+    with httpx.Client(base_url=url.rstrip("/"), timeout=timeout, trust_env=False) as client:
         for start in range(0, len(records), _RECORDS_AT_ONCE):
             body = {"task": task, "sequences": list(records[start : start + _RECORDS_AT_ONCE])}
             try:

@@ -3,7 +3,6 @@
 from polysome.specs.catalog import dataset, folder, names
 from polysome.specs.labels import BinaryLabel, Label, MulticlassLabel, RegressionLabel
 from polysome.specs.model import (
-    MOLECULE_TYPES,
     Dataset,
     Metric,
     Molecule,
@@ -19,7 +18,6 @@ from polysome.specs.prompts import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMP
 
 __all__ = [
     "CONCISE_SYSTEM_PROMPT",
-    "MOLECULE_TYPES",
     "REASONING_SYSTEM_PROMPT",
     "BinaryLabel",
     "Dataset",

@@ -10,7 +10,6 @@ from polysome.config import Config, DataError
 from polysome.specs.labels import Label
 
 MoleculeType = Literal["dna", "rna", "protein"]
-MOLECULE_TYPES: tuple[MoleculeType, ...] = ("dna", "rna", "protein")
 Metric = Literal["mcc", "accuracy", "spearman"]
 Split = Literal["train", "dev", "test", "stage3_pool"]
 

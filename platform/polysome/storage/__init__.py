@@ -15,7 +15,6 @@ from polysome.storage.files import (
     remove,
     require_folder_writable,
     resolve,
-    sha256_of,
     write_json,
 )
 
@@ -34,6 +33,5 @@ __all__ = [
     "remove",
     "require_folder_writable",
     "resolve",
-    "sha256_of",
     "write_json",
 ]

@@ -145,15 +145,6 @@ def _absent_fix(url: str) -> str:
     return f"check the address and the network, or set {MIRROR_VARIABLE} to a folder or URL that holds a copy"
 
 
-def sha256_of(url: str) -> str:
-    """Hex SHA-256 of the decompressed content of `url`, read in 1 MiB pieces."""
-    digest = hashlib.sha256()
-    with open_bytes(url) as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def fingerprint(content: Any) -> str:
     """A short hash (16 hex digits) of JSON-able content, the same for equal content in every process."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

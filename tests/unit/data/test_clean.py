@@ -1,4 +1,4 @@
-"""Alphabet rules (issue: wrong alphabet is named, nothing is changed in silence)."""
+"""Alphabet rules: what is wrong is named with its position, nothing is changed in silence."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Packing: best-fit-decreasing, no document lost, cut or mixed (XP-2; traps: cross-document labels)."""
+"""Packing: best-fit-decreasing; no document is lost, cut or mixed with another."""
 
 import numpy as np
 import pyarrow as pa
