@@ -2,10 +2,9 @@
 
 import sys
 
-from polysome.operations.cluster import connect
+from polysome.operations import jobs
 from polysome.operations.program import program
 from polysome.operations.recipes import load_recipe
-from polysome.serving.checks import check
 from polysome.serving.config import ServeConfig
 
 
@@ -13,13 +12,12 @@ def main(recipe: str, *overrides: str) -> None:
     """Check model and port, start gateway and pool, wait."""
     loaded = load_recipe(recipe, overrides, job="serve").config
     assert isinstance(loaded, ServeConfig)
-    config = check(loaded)
-    with connect(cpus=config.cpus_per_replica):
-        from polysome.serving import app
+    jobs.serve(loaded, ready)
 
-        with app.serving(config) as url:
-            print(f"{config.name} is served at {url}; Ctrl-C ends it", flush=True)
-            app.wait()
+
+def ready(url: str, config: ServeConfig) -> None:
+    """Say that the model is served."""
+    print(f"{config.name} is served at {url}; Ctrl-C ends it", flush=True)
 
 
 if __name__ == "__main__":

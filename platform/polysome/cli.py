@@ -22,6 +22,7 @@ from polysome.config import ConfigurationError, PolysomeError, ResourceError
 if TYPE_CHECKING:
     from polysome.operations.recipes import Job
     from polysome.operations.runs import Run
+    from polysome.serving.config import ServeConfig
 
 app = typer.Typer(
     name="polysome",
@@ -296,31 +297,24 @@ def serve(
 
 
 def _serve(config: Any, as_json: bool) -> None:
-    from polysome.operations.cluster import connect
-    from polysome.serving.checks import check
+    from polysome.operations import jobs
 
-    config = check(config)
-    with connect(cpus=config.cpus_per_replica):
-        from polysome.serving import app as serving
+    def ready(url: str, served: "ServeConfig") -> None:
+        if as_json:
+            _print_json({"url": url, "model": served.name, "folder": served.model})
+        else:
+            console = _console()
+            console.print(f"[bold]{served.name}[/] is served at [bold]{url}[/]; Ctrl-C ends it")
+            path, body = _example_request(served)
+            command = f"curl -s {url}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+            console.print(command, markup=False, soft_wrap=True)
+            _next(f"polysome predict --url {url} --task TASK SEQUENCE")
+        sys.stdout.flush()
 
-        with serving.serving(config) as url:
-            if as_json:
-                _print_json({"url": url, "model": config.name, "folder": config.model})
-            else:
-                console = _console()
-                console.print(f"[bold]{config.name}[/] is served at [bold]{url}[/]; Ctrl-C ends it")
-                path, body = _example_request(config)
-                command = f"curl -s {url}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-                console.print(command, markup=False, soft_wrap=True)
-                _next(f"polysome predict --url {url} --task TASK SEQUENCE")
-            sys.stdout.flush()
-            try:
-                serving.wait()
-            except KeyboardInterrupt:
-                print("stopping", file=sys.stderr)
+    jobs.serve(config, ready)
 
 
-def _example_request(config: Any) -> tuple[str, str]:
+def _example_request(config: "ServeConfig") -> tuple[str, str]:
     body = {
         "model": config.name,
         "messages": [{"role": "user", "content": "<dna>TATAAAAGGC</dna> Is there a promoter?"}],
@@ -377,12 +371,22 @@ def submit(
     address: Annotated[
         str, typer.Option(envvar="POLYSOME_ADDRESS", help="The cluster's Jobs API.")
     ] = "http://127.0.0.1:8265",
-    runs: RunsOption = "runs",
+    runs: Annotated[
+        str,
+        typer.Option(
+            "--runs",
+            help="Required. Where the job writes: a URL, or an absolute path that every node of the cluster sees.",
+        ),
+    ] = "",
     run_id: RunIdOption = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's log until it ends.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a recipe and this checkout to a Ray cluster, and follow the job's log."""
+    """Send a recipe and this checkout to a Ray cluster, and follow the job's log.
+
+    Whoever deployed the cluster (cluster.yaml, `ray up`) tells its address, its token (RAY_AUTH_TOKEN_PATH) and where
+    runs go; `ray dashboard cluster.yaml` forwards the address to this machine.
+    """
     from polysome.operations import submit as submission
 
     def show(piece: str) -> None:

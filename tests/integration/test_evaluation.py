@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -245,6 +246,27 @@ def test_what_is_wrong_with_the_model_or_the_cluster_is_said(ray_cluster, model:
             list(answer_batches(batches, options(model, start_timeout=3)))
     finally:
         ray.kill(occupant)
+
+
+def test_a_full_cluster_that_can_grow_is_waited_for(
+    ray_cluster, model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=2)
+    class Occupant:
+        def here(self) -> bool:
+            return True
+
+    occupant = Occupant.remote()
+    assert ray.get(occupant.here.remote())
+    monkeypatch.setattr(actors, "can_grow", lambda: True)
+    leaves = threading.Timer(3, ray.kill, [occupant])
+    leaves.start()
+    batches = [[[{"role": "user", "content": "A"}]]]
+    assert [index for index, _ in answer_batches(batches, options(model, start_timeout=1))] == [0]
+    leaves.join()
+    assert "waiting for the cluster to grow" in caplog.text
 
 
 def options(model: str, *, cpus: int = 1, start_timeout: float = 60) -> ActorOptions:

@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from polysome.config import ConfigurationError, DataError, ResourceError
+from polysome.inference.batch import BatchEngine
 from polysome.serving import checks
 from polysome.serving.config import Autoscaling, Limits, ServeConfig
+from polysome.serving.prediction import read_number, task_spec
 
 pytestmark = pytest.mark.ray
 
@@ -76,7 +78,7 @@ def chat(url: str, content: str = "Is there a promoter?", **fields: object) -> h
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
 
 
-def test_the_openai_client_gets_a_completion_and_the_models(served):
+def test_the_openai_client_gets_a_completion_and_the_models(served, model_folder):
     from openai import OpenAI
 
     url, _ = served
@@ -90,8 +92,10 @@ def test_the_openai_client_gets_a_completion_and_the_models(served):
     ]
     first, second = (answer.choices[0] for answer in answers)
     assert first.message.content == second.message.content  # greedy
-    assert answers[0].usage.completion_tokens <= 5
-    assert first.finish_reason in ("stop", "length")
+    conversation = [{"role": "user", "content": "<dna>ACGT</dna> Is there a promoter?"}]
+    (own,) = BatchEngine(model_folder).generate([conversation], max_new_tokens=5)
+    assert (first.message.content, first.finish_reason) == (own.text, own.finish_reason)
+    assert answers[0].usage.completion_tokens == own.completion_tokens
     assert answers[0].system_fingerprint.startswith("fp_")
 
 
@@ -190,7 +194,7 @@ def test_predict_tells_labels_with_probabilities_and_numbers(served):
     assert len(several["probabilities"]) > 2
     (number,) = predict("planted_thermostability", ["MKVLAARRGGHHKKLLMMAA"])
     assert number["label"] is None
-    assert "value" in number
+    assert number["value"] == read_number(task_spec("planted_thermostability"), number["text"])
     (pair,) = predict("planted_binding", [{"rna": "ACGUACGUACGU", "protein": "MKVLAARRGG"}])
     assert pair["label"] in ("yes", "no")
 

@@ -147,8 +147,8 @@ def test_a_wrong_recipe_is_refused_before_the_cluster_hears_of_it(head, tmp_path
     assert "kind" in done.stderr
 
 
-def test_an_address_where_nothing_listens_is_one_clear_error(head):
+def test_an_address_where_nothing_listens_is_one_clear_error(head, tmp_path):
     nowhere = Head(f"http://127.0.0.1:{free_ports(1)[0]}", head.user, head.stranger)
-    done = submit(nowhere, head.user)
+    done = submit(nowhere, head.user, "--runs", str(tmp_path))
     assert done.returncode == 3
     assert "no Ray cluster answers" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_the_schema_of_a_recipe_is_json(capsys):
 def test_serving_a_folder_without_a_model_or_on_a_taken_port_is_refused_at_once(capsys, tmp_path):
     assert run(capsys, "serve", str(tmp_path))[0] == 2
     assert run(capsys, "serve", str(tmp_path), "port=eighty")[0] == 2
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        (tmp_path / name).touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, _, err = run(capsys, "serve", str(tmp_path), "--port", str(taken.getsockname()[1]))
+    assert code == 3
+    assert "cannot listen" in err
+
+
+@pytest.mark.parametrize("runs", [[], ["--runs", "runs"]])
+def test_a_job_is_not_submitted_without_a_place_that_the_cluster_sees(capsys, runs):
+    code, _, err = run(capsys, "submit", str(ROOT / "jobs" / "recipes" / "demo.yaml"), *runs)
+    assert code == 2
+    assert "where: --runs" in err
 
 
 def test_predict_refuses_two_sources_of_answers(capsys):

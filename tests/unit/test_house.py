@@ -133,3 +133,6 @@ def test_the_serve_config_file_names_only_fields_that_serve_knows():
         assert not set(application) - set(type(schema.applications[0]).model_fields)
         config = ServeConfig.model_validate(application["args"])
         assert content["http_options"]["request_timeout_s"] > config.request_timeout_seconds
+    stages = yaml.safe_load((ROOT / "jobs" / "recipes" / "demo.yaml").read_text())["stages"]
+    # What `polysome run jobs/recipes/demo.yaml --run-id demo` writes last.
+    assert config.model == f"runs/demo/{list(stages)[-1]}/export"

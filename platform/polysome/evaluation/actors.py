@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polysome.config import DataError, PolysomeError, ResourceError
+from polysome.config import DataError, ResourceError
+from polysome.data.ray_capacity import can_grow, require_capacity
+from polysome.data.ray_errors import cause_of
 from polysome.inference.engine import Conversation, Engine, Generation
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def answer_batches(batches: Sequence[list[Conversation]], options: ActorOptions)
     All actors are gone when the iterator ends or is closed.
 
     Raises:
-        ResourceError: the cluster has no room for one actor, or a batch killed `ATTEMPTS` actors.
+        ResourceError: a cluster that cannot grow has no room for one actor, or a batch killed `ATTEMPTS` actors.
         PolysomeError: the model cannot be loaded.
     """
     if batches:
@@ -99,23 +101,22 @@ def answer_batches(batches: Sequence[list[Conversation]], options: ActorOptions)
 
 
 def _room(options: ActorOptions) -> int:
-    """How many actors the cluster can hold at all."""
+    """How many actors to start: as many as a cluster that cannot grow can hold at all."""
     import ray
 
-    if not ray.is_initialized():
-        raise ResourceError("no Ray cluster is connected", where="evaluation", fix="connect one with ray.init() first")
+    require_capacity(
+        "an evaluation actor",
+        cpus=options.cpus,
+        gpus=options.gpus,
+        where="Ray cluster",
+        fix="lower cpus_per_actor or gpus_per_actor, or add a node",
+    )
+    if can_grow():
+        return options.actors
     total = ray.cluster_resources()
     room = min(options.actors, int(total.get("CPU", 0) // options.cpus))
     if options.gpus:
         room = min(room, int(total.get("GPU", 0) / options.gpus + 1e-9))
-    if room < 1:
-        needs = f"{options.cpus} CPUs" + (f" and {options.gpus:g} GPUs" if options.gpus else "")
-        raise ResourceError(
-            f"an evaluation actor needs {needs}; the cluster has {total.get('CPU', 0):g} CPUs and "
-            f"{total.get('GPU', 0):g} GPUs",
-            where="Ray cluster",
-            fix="lower cpus_per_actor or gpus_per_actor, or add a node",
-        )
     if room < options.actors:
         logger.warning("the cluster has room for %d of %d evaluation actors", room, options.actors)
     return room
@@ -145,8 +146,9 @@ class _Pool:
             try:
                 answers = ray.get(call)
             except RayTaskError as error:
-                if isinstance(error.cause, PolysomeError):
-                    raise error.cause from None
+                cause = cause_of(error)
+                if cause is not None:
+                    raise cause from None
                 raise
             except RayActorError as error:
                 self._forget(actor)
@@ -188,15 +190,19 @@ class _Pool:
         placed = [actor.placed.remote() for actor in started]
         self._running |= {actor.load.remote(): (actor, None) for actor in started}
         others_run = len(self._actors) > count
-        ready, _ = ray.wait(placed, num_returns=1, timeout=0 if others_run else options.start_timeout)
-        if not ready and not others_run:
+        if others_run:
+            return
+        while not ray.wait(placed, num_returns=1, timeout=options.start_timeout)[0]:
             free = ray.available_resources()
-            raise ResourceError(
+            shortage = (
                 f"no evaluation actor could be placed within {options.start_timeout:g} s: {free.get('CPU', 0):g} CPUs "
-                f"and {free.get('GPU', 0):g} GPUs are free, an actor needs {options.cpus} and {options.gpus:g}",
-                where="Ray cluster",
-                fix="wait for other jobs or stop them, or raise start_timeout when the cluster grows on demand",
+                f"and {free.get('GPU', 0):g} GPUs are free, an actor needs {options.cpus} and {options.gpus:g}"
             )
+            if not can_grow():
+                raise ResourceError(
+                    shortage, where="Ray cluster", fix="wait for other jobs or stop them, or raise start_timeout"
+                )
+            logger.warning("%s; waiting for the cluster to grow", shortage)
 
     def _forget(self, actor: Any) -> None:
         self._actors = [other for other in self._actors if other is not actor]

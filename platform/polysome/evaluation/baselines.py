@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from polysome.config import DataError, ResourceError
+from polysome.config import DataError
+from polysome.data.ray_capacity import require_capacity
+from polysome.data.ray_errors import cause_of
 from polysome.data.sources import read_examples
 from polysome.evaluation.measure import Measurement, measure
 from polysome.specs import Dataset, MoleculeType, Split, Task, dataset
@@ -111,12 +113,11 @@ def run_baselines(
 
     Raises:
         DataError: see `read_examples` and `baselines`.
-        ResourceError: no cluster is connected, or it has no CPU.
+        ResourceError: no cluster is connected, or a local one without a CPU.
     """
     import ray
 
-    if not ray.is_initialized() or ray.cluster_resources().get("CPU", 0) < 1:
-        raise ResourceError("no Ray cluster with a CPU is connected", where="baselines", fix="connect one first")
+    require_capacity("a baseline", cpus=1, where="baselines", fix="give the local Ray a CPU")
     specs = {name: dataset(name) for name in names}
     task: Any = ray.remote(num_cpus=1)(_read_and_fit)
     calls = {name: task.remote(spec, split, limit, seed, resamples) for name, spec in specs.items()}
@@ -125,8 +126,9 @@ def run_baselines(
         try:
             found[name] = ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, DataError):
-                raise error.cause from None
+            cause = cause_of(error)
+            if cause is not None:
+                raise cause from None
             raise
     return found
 

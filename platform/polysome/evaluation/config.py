@@ -33,7 +33,8 @@ class EvaluationSettings(Config):
     max_batch_tokens: Annotated[int, Field(ge=1)] = 16384
     """Most positions of one forward batch."""
     start_timeout: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds to wait for the first actor to be placed before the cluster counts as full."""
+    """Seconds to wait for the first actor to be placed before a local Ray counts as full; on a cluster that may grow,
+    the waiting is told this often."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples of the confidence intervals (E-5)."""
 

@@ -5,8 +5,6 @@ import json
 import logging
 import math
 import os
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -281,7 +279,6 @@ def _to_json(evaluation: Evaluation) -> dict[str, Any]:
         "asked": evaluation.asked,
         "reused": evaluation.reused,
         "seconds": round(evaluation.seconds, 3),
-        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "tasks": [
             {
                 "dataset": task.dataset,

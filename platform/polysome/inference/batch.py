@@ -10,7 +10,9 @@ import torch
 
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.inference.engine import Conversation, Generation
-from polysome.inference.folder import local_model, require_model_folder
+from polysome.inference.folder import require_model_folder
+from polysome.models.backbone import load_weights
+from polysome.storage.local import local_folder
 
 
 @dataclass
@@ -42,11 +44,12 @@ class BatchEngine:
         device: `cpu`, `cuda`, `cuda:1`, …
 
     Raises:
-        DataError: the folder is no model folder, or its tokenizer and weights do not fit each other.
+        DataError: the folder is no model folder, its weights are not whole, or tokenizer and weights do not fit each
+            other.
     """
 
     def __init__(self, path: str, *, max_batch_tokens: int = 16384, threads: int = 1, device: str = "cpu") -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
 
         if max_batch_tokens < 1 or threads < 1:
@@ -54,13 +57,12 @@ class BatchEngine:
                 f"max_batch_tokens ({max_batch_tokens}) and threads ({threads}) must be at least 1", fix="raise them"
             )
         require_model_folder(path)
-        folder = local_model(path)
+        folder = local_folder(path)
         torch.set_num_threads(threads)
         # Engines load in workers, where a progress bar only clutters the log.
         disable_progress_bar()
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model: Any = load_weights(folder, where=path, dtype="auto", local_files_only=True)
         self._model: Any = model.to(device).eval()
         self._device = torch.device(device)
         self._max_batch_tokens = max_batch_tokens

@@ -1,16 +1,12 @@
-"""Model folders: what one must hold, its fingerprint, and a local copy of a remote one; nothing here loads a model."""
+"""Model folders: what one must hold, and its fingerprint; nothing here loads a model."""
 
 import hashlib
 import json
-import os
-import posixpath
-import tempfile
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from polysome.config import DataError
-from polysome.storage import absolute, exists, fingerprint, glob, join, list_folder, read_json
+from polysome.storage import fingerprint, join, list_folder, read_json
 
 _READ_BY_ENGINES = (
     "config.json",
@@ -68,35 +64,6 @@ def model_fingerprint(url: str) -> str:
     names = list_folder(url)
     chosen = [name for name in names if name in _READ_BY_ENGINES or name.endswith(".safetensors")]
     return fingerprint({name: _file_hash(join(url, name)) for name in chosen})
-
-
-def local_model(url: str) -> str:
-    """The model folder as a local path: `url` itself when it is local, else a copy below the temporary folder.
-
-    The copy is kept under the model's fingerprint, so one machine fetches one model once, and it appears whole or not
-    at all.
-    """
-    if "://" not in url or url.startswith("file://"):
-        return absolute(url.removeprefix("file://"))
-    target = os.path.join(tempfile.gettempdir(), "polysome-models", model_fingerprint(url))
-    if exists(target):
-        return target
-    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-    filesystem, _ = url_to_fs(url)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(target)) as partial:
-        copy = os.path.join(partial, "model")
-        os.makedirs(copy)
-        for source in glob(join(url, "*")):
-            name = posixpath.basename(source)
-            if name in _READ_BY_ENGINES or name.endswith((".safetensors", ".json")):
-                filesystem.get_file(source, os.path.join(copy, name))
-        try:
-            os.rename(copy, target)
-        except OSError:
-            # Another process of this machine was faster; its copy has the same fingerprint.
-            if not exists(target):
-                raise
-    return target
 
 
 def _file_hash(url: str) -> str:

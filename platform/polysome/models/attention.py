@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from polysome.config import ConfigurationError
+
 ATTENTION = "packed_sdpa"
 """Name under which transformers knows this attention."""
 
@@ -145,6 +147,9 @@ def packed_sdpa(
     packing: Packing,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document of a flattened micro-batch.
@@ -153,10 +158,22 @@ def packed_sdpa(
         module: the attention layer; unused, part of transformers' calling convention.
         query: [1, heads, total, head_dim]; `key` and `value` [1, kv_heads, total, head_dim], heads a multiple.
         packing: from `pack`, for exactly these `total` tokens.
+        sliding_window, softcap, s_aux: windows, soft-capping and sinks of other attentions.
 
     Returns:
         [1, total, heads, head_dim] and no attention weights.
+
+    Raises:
+        ConfigurationError: the model asks for soft-capping, sinks, or a window shorter than a document.
     """
+    longest = max(bucket.length for bucket in packing.buckets)
+    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < longest):
+        raise ConfigurationError(
+            f"{type(module).__name__} asks for soft-capping, attention sinks or a sliding window shorter than the "
+            f"longest document ({longest} tokens), which packed attention does not compute",
+            where="model",
+            fix="use a model with full attention in every layer",
+        )
     dtype = query.dtype
     # The CPU kernel is 2-3 times slower in bfloat16 than in float32, and less exact.
     compute_dtype = torch.float32 if query.device.type == "cpu" else dtype

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from polysome.config import Config, ConfigurationError
+from polysome.config import Config, ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,9 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
 
     Raises:
         ConfigurationError: the model type or a field is unknown, the folder is absent or holds no safetensors weights,
-            or the tokenizer has more entries than the embedding has rows.
+            the tokenizer has more entries than the embedding has rows, or the model's attention is one that packed
+            attention does not compute (sliding window, soft-capping).
+        DataError: a weight is missing, has another shape, or its file is broken.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -64,6 +66,7 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
                 fix="name a Hugging Face folder that holds config.json and *.safetensors, or a hub id you can reach",
             ) from error
     _check_vocabulary(config, len(tokenizer), where="model")
+    _check_attention(config)
     if meta:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
@@ -74,21 +77,56 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
                 config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
             )
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation=ATTENTION,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot load weights from {source.path}: {error}",
-                where="model.path",
-                fix="name a folder with *.safetensors weights",
-            ) from error
+        model = load_weights(folder, where="model.path", dtype=torch.float32, attn_implementation=ATTENTION)
     model.config.use_cache = False
+    return model
+
+
+def load_weights(folder: str, *, where: str, **options: Any) -> PreTrainedModel:
+    """A causal language model with every weight read from `folder`'s safetensors; none is left as it was drawn.
+
+    Args:
+        folder: local Hugging Face folder or hub id.
+        where: named in errors.
+        options: of transformers' `from_pretrained`.
+
+    Raises:
+        ConfigurationError: there are no safetensors weights.
+        DataError: a weight is missing or has another shape than the configuration says, or a file is broken. An output
+            layer that the configuration ties to the embedding need not be there.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            # Told below, together with what is missing.
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot load weights from {folder}: {error}", where=where, fix="name a folder with *.safetensors weights"
+        ) from error
+    except SafetensorError as error:
+        raise DataError(
+            f"a weight file of {folder} is broken: {error}", where=where, fix="copy or export the model again"
+        ) from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        told = [f"{len(missing)} weights are missing, the first is {missing[0]}"] if missing else []
+        told += [f"{len(mismatched)} weights have another shape, the first is {mismatched[0]}"] if mismatched else []
+        raise DataError(
+            f"the weights of {folder} are not those of its config.json: {'; '.join(told)}",
+            where=where,
+            fix="copy or export the model again, weights and config.json together",
+        )
     return model
 
 
@@ -136,4 +174,25 @@ def _check_vocabulary(config: PretrainedConfig, tokens: int, *, where: str) -> N
             f"the tokenizer has {tokens} entries and the embedding only {rows} rows",
             where=where,
             fix="use the tokenizer that the model was made with, or a model with a larger vocab_size",
+        )
+
+
+def _check_attention(config: PretrainedConfig) -> None:
+    """Refuse what `packed_sdpa` would compute wrongly; a window that no document can exceed changes nothing."""
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ["sliding_attention"])
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    context = getattr(text, "max_position_embeddings", float("inf"))
+    obstacle = None
+    if other := sorted(layers - {"full_attention", "sliding_attention"}):
+        obstacle = f"layers of type {other[0]}"
+    elif window and "sliding_attention" in layers and window < context:
+        obstacle = f"a sliding window of {window} tokens in a context of {context}"
+    elif getattr(text, "attn_logit_softcapping", None):
+        obstacle = f"soft-capped attention (attn_logit_softcapping {text.attn_logit_softcapping})"
+    if obstacle:
+        raise ConfigurationError(
+            f"the model has {obstacle}, which packed attention does not compute",
+            where="model",
+            fix="use a model with full attention in every layer; when training from scratch, set the field to null",
         )

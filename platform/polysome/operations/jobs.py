@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from polysome.data.config import PrepareConfig
     from polysome.evaluation.config import EvaluationConfig
     from polysome.operations.pipeline import PipelineConfig
+    from polysome.serving.config import ServeConfig
     from polysome.training.config import StageConfig
 
 log = logging.getLogger(__name__)
@@ -121,17 +123,17 @@ def evaluate(
     announce: Announce = log.info,
 ) -> runs.Run:
     """Ask a model the declared tasks and measure its answers."""
-    from polysome.inference.folder import model_fingerprint
+    from polysome.inference.folder import require_model_folder
 
-    model = model_fingerprint(config.model)
+    require_model_folder(config.model)
     with runs.start(runs_root, "evaluate", config.name, config, parents=parents, run_id=run_id) as run:
         if run.reusable:
             return run
-        run.update(fingerprints={"model": model})
         with connect(cpus=config.cpus_per_actor):
             from polysome.evaluation.run import evaluate as evaluate_model
 
             evaluation = evaluate_model(config, run.folder, progress=_asked(announce))
+        run.update(fingerprints={"model": evaluation.model_fingerprint})
         run.finish({name: measured.to_json() for name, measured in evaluation.measurements.items()})
     return run
 
@@ -166,6 +168,29 @@ def pipeline(
         gpus=max(worker.count * worker.gpus_per_worker for worker in workers),
     ):
         return run_pipeline(config, runs_root, run_id, announce=announce)
+
+
+def serve(config: "ServeConfig", ready: Callable[[str, "ServeConfig"], None]) -> None:
+    """Serve a model until Ctrl-C or SIGTERM.
+
+    Args:
+        ready: called once with the URL and the configuration, the model's folder resolved, when a token was generated.
+
+    Raises:
+        DataError, ResourceError: see `polysome.serving.checks.check`; the cluster has no room; the model is not ready.
+    """
+    from polysome.serving.checks import check
+
+    config = check(config)
+    with connect(cpus=config.cpus_per_replica):
+        from polysome.serving import app
+
+        with app.serving(config) as url:
+            ready(url, config)
+            try:
+                app.wait()
+            except KeyboardInterrupt:
+                print("stopping", file=sys.stderr)
 
 
 def execute(recipe: Recipe, runs_root: str, *, run_id: str | None = None, announce: Announce = log.info) -> runs.Run:

@@ -44,7 +44,7 @@ class RunRecord(Config):
     id: str
     """Name of the run folder."""
     job: str
-    """prepare, train, evaluate, pipeline or serve."""
+    """prepare, train, evaluate or pipeline."""
     name: str
     status: Status
     started: str

@@ -70,14 +70,14 @@ def submit(
         recipe: YAML file within the checkout.
         overrides: `dotted.key=value`.
         address: of the Jobs API, e.g. http://127.0.0.1:8265.
-        runs_root: where the job writes its run: a URL, or a path that every node of the cluster sees.
+        runs_root: where the job writes its run: a URL, or an absolute path that every node of the cluster sees.
         run_id: id of the run.
         follow: wait for the end and hand the log to `show` as it comes.
         show: takes pieces of the log.
 
     Raises:
-        ConfigurationError: the recipe is wrong or outside the checkout; the token is missing or wrong; the address is
-            none of a Jobs API.
+        ConfigurationError: `runs_root` is missing or relative; the recipe is wrong or outside the checkout; the token
+            is missing or wrong; the address is none of a Jobs API.
         ResourceError: nothing answers at `address`, or the cluster cannot take a job.
     """
     root = provenance.checkout()
@@ -86,6 +86,14 @@ def submit(
             "Polysome is installed without its checkout, which is what a job runs from",
             where="polysome submit",
             fix="run it from a checkout installed with `make install`",
+        )
+    if "://" not in runs_root and not runs_root.startswith("/"):
+        raise ConfigurationError(
+            f"--runs {runs_root} would be a folder of this machine, and the job runs on the cluster"
+            if runs_root
+            else "where shall the job write its run?",
+            where="--runs",
+            fix="name a URL, or an absolute path that every node of the cluster sees, e.g. --runs s3://bucket/runs",
         )
     declared = load_recipe(recipe, overrides)
     try:
@@ -96,7 +104,7 @@ def submit(
             where=recipe,
             fix=f"put it below {root / 'jobs' / 'recipes'}",
         ) from error
-    command = ["python", "-m", "polysome.cli", "run", str(relative), *overrides, "--runs", absolute(runs_root)]
+    command = ["python", "-m", "polysome.cli", "run", str(relative), *overrides, "--runs", runs_root]
     command += ["--run-id", run_id] if run_id else []
     client = _client(address)
     job_id = _submit(

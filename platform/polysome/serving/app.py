@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from polysome.config import PolysomeError, ResourceError
+from polysome.config import ResourceError
+from polysome.data.ray_errors import cause_of
 from polysome.inference.engine import Conversation, Generation
 from polysome.inference.folder import model_fingerprint
 from polysome.serving.checks import check, model_folder, require_free_port
@@ -62,10 +63,10 @@ class HandlePool:
         except DeploymentUnavailableError as error:
             raise ResourceError("the model is not available", fix="ask again later") from error
         except RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, PolysomeError):
+            cause = cause_of(error)
+            if cause is not None:
                 raise cause from None
-            if hasattr(error, "cause"):
+            if isinstance(error, RayTaskError):
                 raise
             # A replica or its node died under the request.
             raise ResourceError("the replica that answered is gone", fix="ask again in a moment") from error

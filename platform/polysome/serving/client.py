@@ -2,9 +2,10 @@
 
 import asyncio
 import io
+import os
 import sys
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from polysome.config import ConfigurationError, DataError, PolysomeError, ResourceError
@@ -13,6 +14,7 @@ from polysome.inference.engine import Conversation, Engine, Generation
 from polysome.serving.config import ServeConfig
 from polysome.serving.prediction import RawRecord, Sampling, predict, read_record, task_spec
 from polysome.specs import Prompt
+from polysome.storage import open_bytes
 
 _RECORDS_AT_ONCE = 32
 
@@ -20,18 +22,18 @@ _RECORDS_AT_ONCE = 32
 def read_records(arguments: Sequence[str]) -> list[tuple[str, RawRecord]]:
     """Names and raw records from what stands on a command line.
 
-    Each argument is a FASTA file (`-` for standard input), a sequence, or `role=SEQUENCE,role=SEQUENCE` for one record
-    of a task with several molecules.
+    Each argument is a FASTA file (plain or compressed; `-` for standard input), a sequence, or
+    `role=SEQUENCE,role=SEQUENCE` for one record of a task with several molecules.
 
     Raises:
-        DataError: a FASTA file holds no record.
+        DataError: a file is not FASTA, or cannot be read.
         ConfigurationError: nothing was given.
     """
     records: list[tuple[str, RawRecord]] = []
     for argument in arguments:
-        if argument == "-" or Path(argument).is_file():
+        if argument == "-" or os.path.isfile(argument):
             records += _fasta(argument)
-        elif "/" in argument or argument.lower().endswith((".fa", ".fasta", ".faa", ".fna")):
+        elif "/" in argument or argument.lower().removesuffix(".gz").endswith((".fa", ".fasta", ".faa", ".fna")):
             raise DataError(f"no such file: {argument}", where="command line", fix="check the path")
         elif "=" in argument:
             pairs = [part.partition("=") for part in argument.split(",")]
@@ -46,11 +48,23 @@ def read_records(arguments: Sequence[str]) -> list[tuple[str, RawRecord]]:
 def _fasta(path: str) -> list[tuple[str, RawRecord]]:
     from Bio.SeqIO.FastaIO import SimpleFastaParser
 
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    text = _text(path)
     if not text.lstrip().startswith(">"):
         raise DataError("the first line does not start with '>'", where=path, fix="check that this is FASTA")
     found = SimpleFastaParser(io.StringIO(text.lstrip()))
     return [(title.split()[0] if title.split() else str(i + 1), sequence) for i, (title, sequence) in enumerate(found)]
+
+
+def _text(path: str) -> str:
+    try:
+        if path == "-":
+            return sys.stdin.read()
+        with open_bytes(os.path.abspath(path)) as handle:
+            return handle.read().decode("utf-8")
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"not a text file: {error}", where=path, fix="give FASTA as plain text, or compressed as .gz, .bz2 or .xz"
+        ) from error
 
 
 def ask_server(url: str, task: str, records: Sequence[RawRecord], *, timeout: float = 120.0) -> list[dict[str, Any]]:

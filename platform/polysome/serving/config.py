@@ -68,10 +68,20 @@ class ServeSettings(Config):
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 32
     """Requests that a replica holds at once."""
     max_queued_requests: Annotated[int, Field(ge=1)] = 128
-    """Requests that wait at a gateway for a free replica; more are refused with 429."""
+    """Questions that wait at a gateway for a free replica; more are refused with 429. One `/v1/predict` is many
+    questions: those of all such requests take at most half of the queue at a time, the rest wait their turn."""
     request_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
     """Longer requests end with 408. Must exceed the time to load the model where `min_replicas` is 0."""
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _records_fit_the_queue(self) -> "ServeSettings":
+        if self.limits.records > self.max_queued_requests:
+            raise ValueError(
+                f"limits.records {self.limits.records} is above max_queued_requests {self.max_queued_requests}: one "
+                "request would be more than the queue may hold; lower the one or raise the other"
+            )
+        return self
 
     @property
     def url(self) -> str:

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 import polysome
 from polysome.config import PolysomeError, ResourceError
+from polysome.inference.engine import Conversation, Generation
 from polysome.serving.config import ServeConfig
 from polysome.serving.prediction import Backend, Sampling, predict, read_record, task_spec
 from polysome.serving.protocol import ApiError, ChatRequest, PredictRequest, from_validation
@@ -41,6 +42,22 @@ class Pool(Backend, Protocol):
         ...
 
 
+class _Bounded:
+    """The pool for `/v1/predict`: this gateway asks it `at_once` questions at a time, so that requests of many records
+    neither overflow the pool's queue nor shut out single questions."""
+
+    def __init__(self, pool: Pool, at_once: int) -> None:
+        self._pool, self._places = pool, asyncio.Semaphore(at_once)
+
+    async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
+        async with self._places:
+            return await self._pool.generate(conversation, sampling)
+
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+        async with self._places:
+            return await self._pool.score(conversation, choices)
+
+
 class Overloaded(PolysomeError):
     """The pool's queue is full."""
 
@@ -58,6 +75,7 @@ def create_api(config: ServeConfig, pool: Pool, *, fingerprint: str) -> FastAPI:
     _map_errors(api)
     created = int(time.time())
     system_fingerprint = f"fp_{fingerprint}"
+    of_predictions = _Bounded(pool, max(1, config.max_queued_requests // 2))
 
     async def within_deadline(work: Awaitable[ResultT]) -> ResultT:
         try:
@@ -150,7 +168,7 @@ def create_api(config: ServeConfig, pool: Pool, *, fingerprint: str) -> FastAPI:
             predict(
                 spec,
                 records,
-                pool,
+                of_predictions,
                 prompt=config.prompt,
                 max_new_tokens=config.limits.default_max_tokens,
                 templates=config.answer_templates,

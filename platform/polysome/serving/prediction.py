@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from polysome.config import Config, ConfigurationError, DataError
 from polysome.data.clean import Refused, clean
@@ -131,7 +131,7 @@ async def predict(
     max_new_tokens: int,
     templates: int,
 ) -> list[Prediction]:
-    """Ask the task of every record, all at once, so that the backend can batch them.
+    """Ask the task of every record, all at once, so that the backend can batch them; the first failure ends the rest.
 
     A class's probability is softmax over labels of `logsumexp` over its first `templates` declared answer wordings of
     their summed log-likelihood: the model's mass on saying that label in any of these ways. It is not calibrated.
@@ -142,14 +142,21 @@ async def predict(
     Raises:
         DataError: a record does not fit into the model's context.
     """
-    return list(
-        await asyncio.gather(
-            *(
-                _predict_one(spec, index, sequences, backend, prompt, Sampling(max_new_tokens), templates)
-                for index, sequences in enumerate(records)
-            )
-        )
+    sampling = Sampling(max_new_tokens)
+    return await _together(
+        _predict_one(spec, index, sequences, backend, prompt, sampling, templates)
+        for index, sequences in enumerate(records)
     )
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results of all, in order. The first failure cancels the others, so that nobody works for nothing."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def _predict_one(
@@ -168,8 +175,8 @@ async def _predict_one(
         return Prediction(index=index, value=read_number(spec, generation.text), text=generation.text)
     wordings = answer_wordings(spec, templates)
     choices = [wording for pool in wordings.values() for wording in pool]
-    generation, scores = await asyncio.gather(
-        backend.generate(conversation, sampling), backend.score(conversation, choices)
+    generation, scores = await _together(
+        [backend.generate(conversation, sampling), backend.score(conversation, choices)]
     )
     shares = label_probabilities(wordings, scores)
     label = max(shares, key=shares.__getitem__)

@@ -88,9 +88,9 @@ def open_atomic(url: str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_json(url: str, content: Any) -> None:
-    """Write JSON atomically, two-space indented."""
+    """Write JSON atomically, two-space indented; NaN and infinities, which JSON has not, are a ValueError."""
     with open_atomic(url, "w") as handle:
-        json.dump(content, handle, indent=2, ensure_ascii=False)
+        json.dump(content, handle, indent=2, ensure_ascii=False, allow_nan=False)
         handle.write("\n")
 
 

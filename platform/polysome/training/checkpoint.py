@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 
 from polysome.config import DataError
 from polysome.storage import exists, join, list_folder, make_folder, open_atomic, read_json, remove, write_json
-from polysome.training.local import local_folder
+from polysome.storage.local import local_folder
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +42,14 @@ class Progress:
         position: packed rows consumed; the next update starts there.
         tokens: unpadded tokens consumed.
         seconds: time spent in updates, over all attempts.
+        loss: of the last logged row, in nats; None before the first.
     """
 
     update: int = 0
     position: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    loss: float | None = None
 
 
 def trainable(engine: DeepSpeedEngine) -> list[tuple[str, torch.nn.Parameter]]:
@@ -69,7 +71,7 @@ def masters(engine: DeepSpeedEngine, *, keep: bool) -> dict[str, torch.Tensor]:
 
 def newest(folder: str) -> str | None:
     """The newest committed checkpoint below `folder`, or None."""
-    committed = [name for name in _checkpoints(folder) if exists(join(folder, name, COMMITTED))]
+    committed = _committed(folder)
     return join(folder, committed[-1]) if committed else None
 
 
@@ -90,7 +92,7 @@ def check_fingerprint(checkpoint: str, fingerprint: str) -> None:
 
 
 def save(engine: DeepSpeedEngine, folder: str, progress: Progress, *, fingerprint: str, keep: int) -> str:
-    """Write and commit a checkpoint, then remove all but the newest `keep`. Collective; worker 0 writes.
+    """Write and commit a checkpoint, then remove all but the newest `keep` committed ones. Collective; worker 0 writes.
 
     Returns:
         The checkpoint's folder.
@@ -131,8 +133,7 @@ def save(engine: DeepSpeedEngine, folder: str, progress: Progress, *, fingerprin
         )
         with open_atomic(join(target, COMMITTED), "w") as handle:
             handle.write(f"{progress.update}\n")
-        for name in _checkpoints(folder)[:-keep]:
-            remove(join(folder, name))
+        prune(folder, keep)
         logger.info("checkpoint at update %d: %s", progress.update, target)
     return target
 
@@ -144,19 +145,13 @@ def load(engine: DeepSpeedEngine, checkpoint: str, *, fingerprint: str) -> Progr
         DataError: it belongs to another configuration or other data, or does not hold exactly the parameters that
             train.
     """
-    import torch
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     check_fingerprint(checkpoint, fingerprint)
     state = read_json(join(checkpoint, STATE))
     optimizer = engine.optimizer
     for flat in optimizer.single_partition_of_fp32_groups:
-        steps = state["optimizer_steps"]
-        optimizer.optimizer.state[flat] = {
-            # torch's fused AdamW counts in a tensor, DeepSpeed's in an integer.
-            "step": torch.tensor(float(steps)) if isinstance(optimizer.optimizer, torch.optim.AdamW) else steps,
-            **{moment: torch.zeros_like(flat.data, dtype=torch.float32) for moment in _MOMENTS},
-        }
+        optimizer.optimizer.state[flat] = fresh_state(optimizer.optimizer, flat, steps=state["optimizer_steps"])
     _relink(engine)
     with _open_parts(checkpoint, state["parts"]) as (names, read):
         parameters = dict(trainable(engine))
@@ -182,6 +177,29 @@ def load(engine: DeepSpeedEngine, checkpoint: str, *, fingerprint: str) -> Progr
     return progress
 
 
+def fresh_state(optimizer: torch.optim.Optimizer, flat: torch.Tensor, *, steps: int) -> dict[str, Any]:
+    """State of one flat fp32 partition after `steps` steps, moments still zero, all on the partition's device."""
+    import torch
+
+    # torch's fused AdamW counts in a tensor, which must lie beside the parameter; DeepSpeed's counts in an integer.
+    counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
+    return {
+        "step": torch.tensor(float(steps), device=flat.device) if counts_in_tensor else steps,
+        **{moment: torch.zeros_like(flat.data, dtype=torch.float32) for moment in _MOMENTS},
+    }
+
+
+def prune(folder: str, keep: int) -> None:
+    """Remove all but the newest `keep` committed checkpoints, and what killed attempts left uncommitted.
+
+    Called when nothing is being written below `folder`.
+    """
+    kept = _committed(folder)[-keep:]
+    for name in _checkpoints(folder):
+        if name not in kept:
+            remove(join(folder, name))
+
+
 def set_masters(engine: DeepSpeedEngine, values: dict[str, torch.Tensor]) -> None:
     """Give the optimizer the fp32 weights that the model had before DeepSpeed rounded it to bf16."""
     from deepspeed.utils import safe_set_full_fp32_param
@@ -192,6 +210,10 @@ def set_masters(engine: DeepSpeedEngine, values: dict[str, torch.Tensor]) -> Non
 
 def _checkpoints(folder: str) -> list[str]:
     return [name for name in list_folder(folder) if name.startswith(_PREFIX)]
+
+
+def _committed(folder: str) -> list[str]:
+    return [name for name in _checkpoints(folder) if exists(join(folder, name, COMMITTED))]
 
 
 def _part_name(number: int) -> str:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.core import url_to_fs
 
-from polysome.config import ConfigurationError, DataError, PolysomeError, ResourceError
+from polysome.config import ConfigurationError, DataError
 from polysome.data.feed import open_feed
 from polysome.data.manifest import Manifest, read_manifest
+from polysome.data.ray_capacity import can_grow, require_capacity
+from polysome.data.ray_errors import cause_of
 from polysome.data.tokenizer_files import tokenizer_fingerprint
 from polysome.models import trainability
 from polysome.storage import absolute, exists, join, read_json, remove, require_folder_writable, write_json
+from polysome.storage.local import cache_folder, local_folder
 from polysome.training import checkpoint
 from polysome.training.config import StageConfig
-from polysome.training.local import cache_folder, local_folder
 from polysome.training.schedule import extent
 from polysome.training.stage import CHECKPOINTS, Outcome, run_stage
 
@@ -35,7 +37,6 @@ _RAY_FOLDER = ".ray_train"
 _RAY_SETTINGS = {
     # A dead worker and a finished one are noticed after this many seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     # One process less to start: a node that goes away is a worker that died, and the newest checkpoint serves both.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Workers stay where the job runs, so that a relative PYTHONPATH keeps its meaning.
@@ -77,7 +78,7 @@ def train_stage(config: StageConfig, folder: str) -> StageResult:
     Raises:
         ConfigurationError, DataError: the configuration does not fit the data, the model, or an earlier run in the
             folder; found before any worker starts.
-        ResourceError: the Ray cluster has fewer CPUs or GPUs than the workers need.
+        ResourceError: no Ray cluster is connected, or one that cannot grow has too few CPUs or GPUs.
         NonFiniteLossError: training diverged.
         RuntimeError: workers died more than `max_failures` times.
     """
@@ -122,21 +123,14 @@ def validate_stage(config: StageConfig, folder: str) -> str:
 
 
 def _check_cluster(config: StageConfig) -> None:
-    import ray
-
-    if not ray.is_initialized():
-        raise RuntimeError("train_stage needs a running Ray; call ray.init first")
-    workers, available = config.workers, ray.cluster_resources()
-    for name, wanted, field in (
-        ("CPU", workers.count * workers.cpus_per_worker, "cpus_per_worker"),
-        ("GPU", workers.count * workers.gpus_per_worker, "gpus_per_worker"),
-    ):
-        if wanted > available.get(name, 0):
-            raise ResourceError(
-                f"the stage needs {wanted} {name}s and the cluster has {available.get(name, 0):g}",
-                where=f"workers.count x workers.{field}",
-                fix="lower workers.count (raise gradient_accumulation_steps to keep the batch), or add nodes",
-            )
+    workers = config.workers
+    require_capacity(
+        f"stage {config.name}",
+        cpus=workers.count * workers.cpus_per_worker,
+        gpus=workers.count * workers.gpus_per_worker,
+        where="workers.count x workers.cpus_per_worker, workers.gpus_per_worker",
+        fix="lower workers.count (raise gradient_accumulation_steps to keep the batch), or add nodes",
+    )
 
 
 def _check_tokenizer(config: StageConfig, manifest: Manifest, tokenizer_folder: str) -> None:
@@ -152,7 +146,7 @@ def _check_tokenizer(config: StageConfig, manifest: Manifest, tokenizer_folder: 
         return
     model_folder = local_folder(config.model.path)
     if not os.path.isdir(model_folder):
-        return  # a hub id: its tokenizer is compared by size when the model is built
+        return  # a hub id: only that its embedding has a row for every token is checked, when the model is built
     if not os.path.isfile(join(model_folder, "tokenizer.json")):
         raise ConfigurationError(
             "the model folder has no tokenizer.json, so its vocabulary cannot be compared with the data's",
@@ -244,9 +238,9 @@ def _fit(trainer: Any) -> Outcome:
     try:
         result: Result = trainer.fit()
     except TrainingFailedError as error:
-        for cause in _causes(error):
-            if isinstance(cause, PolysomeError):
-                raise cause from error
+        cause = cause_of(error)
+        if cause is not None:
+            raise cause from error
         raise RuntimeError(f"training failed after all restarts that max_failures allows: {error}") from error
     outcome = result.return_value  # type: ignore[attr-defined]
     if not isinstance(outcome, Outcome):
@@ -254,24 +248,12 @@ def _fit(trainer: Any) -> Outcome:
     return outcome
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Every exception behind `error`: worker failures, causes of Ray task errors, and chained ones."""
-    waiting: list[Any] = [error]
-    seen: set[int] = set()
-    while waiting:
-        current = waiting.pop()
-        if not isinstance(current, BaseException) or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting += [*getattr(current, "worker_failures", {}).values(), getattr(current, "cause", None)]
-        waiting += [getattr(current, "_base_exc", None), current.__cause__, current.__context__]
-
-
 @contextmanager
 def _ray_settings() -> Iterator[None]:
     """Ray Train reads these from the environment of the driver; a value that is set already wins."""
-    added = {name: value for name, value in _RAY_SETTINGS.items() if name not in os.environ}
+    # A cluster that grows needs longer than a local Ray to make room; there Ray's own patience holds.
+    wanted = _RAY_SETTINGS if can_grow() else {**_RAY_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield

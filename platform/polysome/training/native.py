@@ -91,7 +91,7 @@ def build() -> str:
         return "DeepSpeed CPU Adam: no C++ compiler on PATH, not built; training uses torch AdamW"
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
-    from polysome.training.local import only_one
+    from polysome.storage.local import only_one
 
     with only_one(str(folder)):
         if obstacle() is None:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy as np
 from polysome.config import PolysomeError
 from polysome.data.feed import Feed, open_feed
 from polysome.storage import join
+from polysome.storage.local import cache_folder, local_folder
 from polysome.training import native
 from polysome.training.config import StageConfig
-from polysome.training.local import cache_folder, local_folder
 from polysome.training.schedule import Extent, extent, rate_factor
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
             metrics.sync()
 
     try:
-        progress, final_loss = _loop(engine, feed, config, length, plan, start, place, metrics, save)
+        progress = _loop(engine, feed, config, length, plan, start, place, metrics, save)
     except NonFiniteLossError as error:
         return Outcome(error=error)
 
@@ -143,13 +143,14 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
         probe=torch.from_numpy(feed.rows(np.zeros(1, np.int64)).input_ids[:, :PROBE_TOKENS].astype(np.int64)),
     )
     logger.info("%s: exported to %s", config.name, exported)
+    assert progress.loss is not None, "the last update is always logged"
     return Outcome(
         export=exported,
         updates=progress.update,
         rows=progress.position,
         tokens=progress.tokens,
         seconds=progress.seconds,
-        final_loss=final_loss,
+        final_loss=progress.loss,
         trainable_parameters=sum(choice.trainable for choice in choices),
         total_parameters=total_parameters,
         optimizer=kind,
@@ -166,8 +167,8 @@ def _loop(
     place: Place,
     metrics: MetricsLog | None,
     save: Callable[[Progress], None],
-) -> tuple[Progress, float]:
-    """Update after update; returns the progress at the end and the loss of the last logged rows.
+) -> Progress:
+    """Update after update; returns the progress at the end.
 
     The loss of an update is the sum over its targets divided by their number over all workers and accumulation steps.
     DeepSpeed divides gradients by the accumulation steps and averages them over workers; both are undone here.
@@ -178,7 +179,6 @@ def _loop(
 
     undo_averaging = place.world_size * config.gradient_accumulation_steps
     progress = start
-    loss = math.nan
     window = _Window(place.device)
     while progress.update < length.updates:
         began = time.perf_counter()
@@ -210,13 +210,20 @@ def _loop(
                 "on from the newest checkpoint when it is started again with the same configuration",
             )
         seconds = time.perf_counter() - began
-        progress = type(progress)(progress.update + 1, stop, progress.tokens + tokens, progress.seconds + seconds)
+        progress = replace(
+            progress,
+            update=progress.update + 1,
+            position=stop,
+            tokens=progress.tokens + tokens,
+            seconds=progress.seconds + seconds,
+        )
         window.add(tokens, targets, seconds, waited)
 
         last = progress.update == length.updates
         if last or progress.update % config.log_every_updates == 0:
             torch.distributed.all_reduce(window.loss_sum)
             loss = window.loss_sum.item() / max(window.targets, 1)
+            progress = replace(progress, loss=loss)
             if metrics is not None:
                 row: dict[str, Any] = {
                     "update": progress.update,
@@ -248,7 +255,7 @@ def _loop(
             window = _Window(place.device)
         if last or progress.update % config.checkpoint.every_updates == 0:
             save(progress)
-    return progress, loss
+    return progress
 
 
 class _Window:

@@ -3,10 +3,12 @@
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from polysome.config import ConfigurationError, DataError
@@ -135,6 +137,15 @@ def test_a_folder_without_safetensors_is_refused(model_folder: Path, tmp_path: P
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(DataError, match="pickle file"):
         BatchEngine(str(tmp_path))
+
+
+def test_a_folder_whose_weights_are_not_whole_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model_folder, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"model\.norm\.weight"):
+        BatchEngine(str(copy))
 
 
 def test_the_fingerprint_follows_content_and_not_place(model_folder: Path, tmp_path: Path) -> None:

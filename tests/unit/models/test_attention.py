@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from polysome.models.attention import pack
+from polysome.config import ConfigurationError
+from polysome.models.attention import pack, packed_sdpa
 from polysome.models.backbone import ModelSource, build_model
 
 LENGTHS = [17, 1, 40, 6, 64, 30, 33]
@@ -59,3 +60,11 @@ def test_buckets_bound_the_padding() -> None:
     padded = sum(bucket.documents * bucket.length for bucket in packing.buckets)
     assert padded < 1.1 * sum(lengths)
     assert torch.equal(packing.tokens[packing.order], torch.arange(sum(lengths)))
+
+
+@pytest.mark.parametrize("asked", [{"sliding_window": 4}, {"softcap": 50.0}, {"s_aux": torch.zeros(1)}])
+def test_what_is_not_computed_is_not_ignored(asked) -> None:
+    query = torch.zeros(1, 1, 5, 2)
+    with pytest.raises(ConfigurationError, match="does not compute"):
+        packed_sdpa(torch.nn.Identity(), query, query, query, None, packing=pack([5]), **asked)
+    packed_sdpa(torch.nn.Identity(), query, query, query, None, packing=pack([5]), sliding_window=5)

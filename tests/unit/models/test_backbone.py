@@ -1,9 +1,12 @@
 """Backbones from a configuration and from a folder."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from polysome.config import ConfigurationError
+from polysome.config import ConfigurationError, DataError
 from polysome.models.backbone import ModelSource, build_model
 
 LLAMA = {
@@ -69,3 +72,57 @@ def test_pickled_weights_and_absent_folders_are_refused(tiny_tokenizer: str, tmp
         build_model(ModelSource(path=str(tmp_path)), tiny_tokenizer, seed=1)
     with pytest.raises(ConfigurationError, match="nowhere"):
         build_model(ModelSource(path=str(tmp_path / "nowhere")), tiny_tokenizer, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_type": "mistral", "sliding_window": 64}, "sliding window of 64 tokens"),
+        ({"model_type": "gemma2", "head_dim": 8, "sliding_window": None}, "attn_logit_softcapping"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, "sliding"),
+    ],
+)
+def test_attention_that_packing_does_not_compute_is_refused(fields, said: str, tiny_tokenizer: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        build_model(ModelSource(config={**LLAMA, **fields}), tiny_tokenizer, seed=1, meta=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": 128, "max_position_embeddings": 128},
+        {"model_type": "qwen2"},
+    ],
+)
+def test_a_window_that_no_document_exceeds_is_none(fields, tiny_tokenizer: str) -> None:
+    assert build_model(ModelSource(config={**LLAMA, **fields}), tiny_tokenizer, seed=1, meta=True)
+
+
+@pytest.fixture
+def saved(tiny_tokenizer: str, tmp_path):
+    build_model(ModelSource(config=LLAMA), tiny_tokenizer, seed=1).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_missing_weight_is_refused_unless_it_is_tied(saved, tiny_tokenizer: str) -> None:
+    weights = load_file(saved / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"1 weights are missing, the first is lm_head\.weight"):
+        build_model(ModelSource(path=str(saved)), tiny_tokenizer, seed=1)
+    settings = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
+    model = build_model(ModelSource(path=str(saved)), tiny_tokenizer, seed=1)
+    assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
+def test_weights_of_another_shape_and_a_file_cut_short_are_refused(saved, tiny_tokenizer: str) -> None:
+    settings = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**settings, "intermediate_size": 48}))
+    with pytest.raises(DataError, match="3 weights have another shape"):
+        build_model(ModelSource(path=str(saved)), tiny_tokenizer, seed=1)
+    content = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="broken"):
+        build_model(ModelSource(path=str(saved)), tiny_tokenizer, seed=1)

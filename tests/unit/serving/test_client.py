@@ -1,5 +1,6 @@
 """Records from a command line."""
 
+import gzip
 import io
 
 import pytest
@@ -17,6 +18,25 @@ def test_sequences_roles_and_fasta_may_be_mixed(tmp_path):
         ("one", "ACGT"),
         ("two", "GGG"),
     ]
+
+
+def test_a_sequence_longer_than_a_file_name_may_be_is_a_sequence():
+    assert read_records(["ACGT" * 2000]) == [("1", "ACGT" * 2000)]
+
+
+def test_fasta_may_be_compressed_and_a_broken_file_is_told(tmp_path):
+    path = tmp_path / "in.fa.gz"
+    path.write_bytes(gzip.compress(b">one\nACGT\n"))
+    assert read_records([str(path)]) == [("one", "ACGT")]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="not a text file"):
+        read_records([str(path)])
+    plain = tmp_path / "in.fa"
+    plain.write_bytes(gzip.compress(b">one\nACGT\n"))
+    with pytest.raises(DataError, match="not a text file"):
+        read_records([str(plain)])
+    with pytest.raises(DataError, match="no such file"):
+        read_records(["reads.fa.gz"])
 
 
 def test_fasta_comes_from_standard_input_too(monkeypatch):

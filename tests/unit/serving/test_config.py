@@ -13,6 +13,7 @@ from polysome.serving.config import ServeConfig
         {"limits": {"default_max_tokens": 100, "max_tokens": 10}},
         {"name": "../x"},
         {"port": 70000},
+        {"limits": {"records": 65}, "max_queued_requests": 64},
     ],
 )
 def test_values_that_cannot_be_served_are_refused(wrong):

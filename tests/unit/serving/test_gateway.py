@@ -36,8 +36,12 @@ class ToldPool:
             raise self.error
 
 
-def ask(pool: ToldPool, path: str = "/v1/chat/completions", **request: object) -> httpx.Response:
-    config = ServeConfig(model="unused", request_timeout_seconds=0.2, limits=Limits(body_bytes=2048))
+IMPATIENT = ServeConfig(model="unused", request_timeout_seconds=0.2, limits=Limits(body_bytes=2048))
+
+
+def ask(
+    pool: ToldPool, path: str = "/v1/chat/completions", *, config: ServeConfig = IMPATIENT, **request: object
+) -> httpx.Response:
     api = create_api(config, pool, fingerprint="0" * 16)
 
     async def call() -> httpx.Response:
@@ -77,6 +81,29 @@ def test_what_goes_wrong_in_the_pool_is_told_in_openais_shape(pool, status, code
     assert answer.json()["error"]["code"] == code
     if header:
         assert answer.headers[header[0]] == header[1]
+
+
+def test_many_records_are_asked_a_few_at_a_time():
+    class Counting(ToldPool):
+        asked = most = 0
+
+        async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
+            self.asked += 1
+            self.most = max(self.most, self.asked)
+            await asyncio.sleep(0.001)
+            self.asked -= 1
+            return Generation("Yes.", 7, 2, "stop")
+
+        async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+            await self.generate(conversation, Sampling(1))
+            return [0.0 for _ in choices]
+
+    pool = Counting()
+    config = ServeConfig(model="unused", limits=Limits(records=16), max_queued_requests=16)
+    body = {"task": "planted_promoter", "sequences": ["ACGTACGTACGTACGTACGTACGT"] * 16}
+    answer = ask(pool, "/v1/predict", config=config, json=body)
+    assert [item["index"] for item in answer.json()["predictions"]] == list(range(16))
+    assert pool.most == 8
 
 
 def test_an_unexpected_error_tells_an_id_and_nothing_else():

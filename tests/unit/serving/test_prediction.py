@@ -66,6 +66,29 @@ def test_a_number_outside_the_declared_range_is_none():
     assert read_number(bounded, "It is stable.") is None
 
 
+def test_the_first_failure_ends_the_other_records_and_is_told_as_it_is():
+    cancelled = []
+
+    class Backend:
+        async def generate(self, conversation, sampling):
+            if "GGGG" in conversation[-1]["content"]:
+                raise DataError("too long")
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.append("generate")
+                raise
+
+        async def score(self, conversation, choices):
+            return [0.0 for _ in choices]
+
+    spec = task_spec("planted_binding")
+    records = [["ACGU", "MKV"], ["GGGG", "MKV"], ["ACGU", "MKV"]]
+    with pytest.raises(DataError, match="too long"):
+        asyncio.run(predict(spec, records, Backend(), prompt="concise", max_new_tokens=8, templates=3))
+    assert cancelled == ["generate"] * 2
+
+
 def test_the_label_is_the_most_probable_whatever_the_text_says():
     class Backend:
         async def generate(self, conversation, sampling):

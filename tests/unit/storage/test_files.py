@@ -24,6 +24,13 @@ def test_a_file_appears_whole(root):
     assert storage.list_folder(storage.join(root, "deep")) == ["a.json"]
 
 
+def test_a_number_that_json_has_not_is_not_written(root):
+    path = storage.join(root, "a.json")
+    with pytest.raises(ValueError, match="JSON"):
+        storage.write_json(path, {"loss": float("nan")})
+    assert not storage.exists(path)
+
+
 def test_a_write_that_fails_leaves_what_stood_there_and_nothing_else(root):
     path = storage.join(root, "a.txt")
     with storage.open_atomic(path, "w") as handle:

@@ -45,3 +45,14 @@ def test_a_gradient_that_is_not_finite_ends_the_stage_unsaved(reported: float, t
         _loop(Engine(reported), feed, config, extent(config, 8), [], Progress(), place, None, saved.append)
     assert "positions 2 to 3" in caught.value.where
     assert not saved
+
+
+def test_a_stage_resumed_after_its_last_update_keeps_its_loss(tmp_path: Path) -> None:
+    """Killed between the last checkpoint and the export."""
+    folder = write_prepared(tmp_path / "prepared", rows=8, max_length=16)
+    feed = open_feed(str(folder), seed=1, cache=str(tmp_path))
+    config = stage(workers={"count": 1}, gradient_accumulation_steps=1)
+    length = extent(config, 8)
+    done = Progress(update=length.updates, position=length.rows, tokens=9, seconds=1.0, loss=0.25)
+    place = Place(0, 1, torch.device("cpu"))
+    assert _loop(Engine(1.0), feed, config, length, [], done, place, None, lambda _: None) == done

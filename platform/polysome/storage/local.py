@@ -9,7 +9,7 @@ from uuid import uuid4
 from fsspec.core import url_to_fs
 
 from polysome.config import DataError
-from polysome.storage import fingerprint, join
+from polysome.storage.files import fingerprint, join
 
 CACHE_VARIABLE = "POLYSOME_CACHE"
 
@@ -18,12 +18,15 @@ def cache_folder(kind: str) -> str:
     """The local cache for `kind` of derived files, made when absent: below `POLYSOME_CACHE`, or `~/.cache/polysome`."""
     root = os.environ.get(CACHE_VARIABLE) or os.path.join(os.path.expanduser("~"), ".cache", "polysome")
     folder = os.path.join(root, kind)
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder
 
 
 def local_folder(url: str) -> str:
     """A local path that holds what stands at `url`: the path itself, or a cached copy of a remote folder.
+
+    One machine fetches one content once: the copy is kept under a hash of address, names, sizes and versions of the
+    files, which the storage lists without reading them, and it appears whole or not at all.
 
     Something that is neither a URL nor an existing folder is returned as it is (a hub id, or a mistake that its
     reader reports).
