@@ -102,16 +102,16 @@ def thermostability(draw: random.Random) -> Labelled:
 
 
 def binding(draw: random.Random) -> Labelled:
-    """RNA of 20 bases with one of two sites, protein of 18 residues with one of two domains; `1` when they match."""
+    """RNA of 14 bases with one of two sites, protein of 12 residues with one of two domains; `1` when they match."""
     site, domain = draw.randrange(2), draw.randrange(2)
     rna = _free_of(
         draw,
-        lambda: _plant(draw, _sequence(draw, "ACGU", 20), BINDING_SITES[site]),
+        lambda: _plant(draw, _sequence(draw, "ACGU", 14), BINDING_SITES[site]),
         (BINDING_SITES[1 - site],),
     )
     protein = _free_of(
         draw,
-        lambda: _plant(draw, _sequence(draw, _AMINO_ACIDS, 18), BINDING_DOMAINS[domain]),
+        lambda: _plant(draw, _sequence(draw, _AMINO_ACIDS, 12), BINDING_DOMAINS[domain]),
         (BINDING_DOMAINS[1 - domain],),
     )
     return (rna, protein), "1" if site == domain else "0"
