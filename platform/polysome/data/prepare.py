@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polysome import __version__
-from polysome.config import ConfigurationError, DataError, PolysomeError
+from polysome.config import ConfigurationError, DataError
 from polysome.data.config import PrepareConfig, PrepareSettings, Source
 from polysome.data.manifest import MANIFEST, Manifest, Shard, SourceReport, read_manifest, write_manifest
 from polysome.data.pack import pack
 from polysome.data.protection import Contained, Equal, Protection
+from polysome.data.ray_errors import cause_of
 from polysome.data.render import ChatFrame, choose, sequence_kmer
 from polysome.data.sources import FileReport, read_file
 from polysome.data.tokenize import Rendering, tokenize
@@ -284,21 +285,9 @@ def _run(
     try:
         return [pickle.loads(row["statement"]) for row in rows.take_all()]
     except ray.exceptions.RayError as error:
-        raise _cause(error) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The product's own error inside Ray's wrapping, or the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "cause", None)
-        for candidate in (seen, inner):
-            if isinstance(candidate, PolysomeError):
-                # Ray's wrapper is an instance of both; rebuild the plain one.
-                kind = next(kind for kind in type(candidate).__mro__ if kind.__module__ == PolysomeError.__module__)
-                return kind(candidate.what, where=candidate.where, fix=candidate.fix)
-        seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__
-    return error
+        if (cause := cause_of(error)) is not None:
+            raise cause from None
+        raise
 
 
 def _manifest(

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import fsspec
-
 from polysome.config import ConfigurationError
-from polysome.storage import exists, join, open_atomic
+from polysome.storage import join, open_atomic
+from polysome.storage.local import local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,15 +60,11 @@ def local_tokenizer(folder: str) -> Path:
     Raises:
         ConfigurationError: the folder holds no fast tokenizer.
     """
-    if "://" not in folder:
-        return Path(folder).expanduser()
-    copy = Path(tempfile.mkdtemp(prefix="polysome-tokenizer-"))
-    for name in _FILES:
-        if exists(join(folder, name)):
-            with fsspec.open(join(folder, name), "rb") as handle:
-                (copy / name).write_bytes(handle.read())
+    copy = Path(local_folder(folder))
     if not (copy / "tokenizer.json").is_file():
-        raise ConfigurationError(f"no tokenizer.json in {folder}", where=folder, fix="name a tokenizer folder")
+        raise ConfigurationError(
+            f"no tokenizer.json in {folder}", where=folder, fix="name a folder with a fast (tokenizers) tokenizer"
+        )
     return copy
 
 

@@ -7,14 +7,11 @@ shares with the main chain (prepared data, baselines) is made once.
 
 import copy
 import logging
-import shlex
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
@@ -23,7 +20,7 @@ from polysome.config import Config, ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
-from polysome.operations import jobs, runs
+from polysome.operations import jobs, provenance, runs
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, dataset
@@ -337,7 +334,7 @@ class _Pipeline:
         lines = [
             f"# {self.config.name}",
             "",
-            f"Made by `{_command()}` with Polysome {record.versions['polysome']}.",
+            f"Made by `{provenance.command()}` with Polysome {record.versions['polysome']}.",
             "",
         ]
         lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config), "## How it was made", ""]
@@ -351,7 +348,7 @@ class _Pipeline:
         """Serve the export, ask the first test example over HTTP, and stop, or stay until Ctrl-C."""
         from polysome.data.render import question
         from polysome.data.sources import read_examples
-        from polysome.serving.app import start, stop
+        from polysome.serving.app import serving
         from polysome.serving.client import ask_chat
 
         assert self.config.serving is not None
@@ -361,8 +358,7 @@ class _Pipeline:
         example = read_examples(spec, "test", limit=1).to_pylist()[0]
         asked = question(spec, example["sequences"])
         self.announce(f"serve {config.name}")
-        url = start(config)
-        try:
+        with serving(config) as url:
             told = ask_chat(url, config.name, asked, prompt=config.prompt)
             assert spec.task is not None
             self.announce(f"  url:      {url}/v1/chat/completions")
@@ -374,12 +370,6 @@ class _Pipeline:
                 with suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(1)
-        finally:
-            stop()
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _step_summary(step: runs.RunRecord) -> str:

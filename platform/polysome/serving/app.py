@@ -134,6 +134,8 @@ def start(config: ServeConfig) -> str:
     import httpx
 
     config = check(config)
+    # Serve's progress lines; what matters is told by the caller, problems still show.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -146,7 +148,7 @@ def start(config: ServeConfig) -> str:
         serve.run(build(config), name=config.name, route_prefix="/", blocking=False)
         _wait_until_ready(httpx, config)
     except BaseException:
-        stop()
+        stop(config)
         raise
     return config.url
 
@@ -178,7 +180,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     try:
         yield url
     finally:
-        stop()
+        stop(config)
 
 
 def wait() -> None:
@@ -187,6 +189,6 @@ def wait() -> None:
         time.sleep(3600)
 
 
-def stop() -> None:
-    """End all applications of the connected Ray's Serve and their HTTP proxy."""
-    serve.shutdown()
+def stop(config: ServeConfig) -> None:
+    """End the application; others of the same Ray stay, and so does Serve's HTTP proxy until its Ray ends."""
+    serve.delete(config.name)

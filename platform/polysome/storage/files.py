@@ -1,5 +1,6 @@
 """Files on any fsspec URL: open, checksum, atomic write, mirror."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from uuid import uuid4
 import fsspec
 from fsspec.core import url_to_fs
 
-from polysome.config import ConfigurationError, DataError
+from polysome.config import ConfigurationError, DataError, ResourceError
 
 MIRROR_VARIABLE = "POLYSOME_MIRROR"
 
@@ -68,6 +69,9 @@ def open_atomic(url: str, mode: str = "wb") -> Iterator[IO[Any]]:
 
     The bytes go to a hidden sibling and are moved into place when the block ends without an error;
     on an error the sibling is removed and whatever stood at `url` stays.
+
+    Raises:
+        ResourceError: the disk is full, or a quota is reached.
     """
     filesystem, path = url_to_fs(url)
     folder, name = posixpath.split(path)
@@ -81,9 +85,13 @@ def open_atomic(url: str, mode: str = "wb") -> Iterator[IO[Any]]:
             if hasattr(handle, "fileno") and filesystem.protocol in ("file", ("file", "local")):
                 os.fsync(handle.fileno())
         filesystem.mv(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if filesystem.exists(temporary):
             filesystem.rm(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                "no space is left", where=url, fix="free some, or name another folder; what was finished stays"
+            ) from error
         raise
 
 
