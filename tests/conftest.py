@@ -42,7 +42,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory):
-    """A local Ray of this session's own: private HOME and temporary folder, two CPUs, ended at the end."""
+    """A local Ray for all tests of a run: private HOME and temporary folder, two CPUs, ended at the end."""
     from polysome.operations.cluster import connect
 
     home = tmp_path_factory.mktemp("home")

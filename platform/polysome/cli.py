@@ -226,52 +226,25 @@ def datasets_sample(
     _next(f"polysome datasets validate {name} --read")
 
 
-@app.command()
-def prepare(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    runs: RunsOption = "runs",
-    run_id: RunIdOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Prepare data: read, clean, render, tokenize and pack into a committed folder."""
-    _run_job("prepare", recipe, overrides, runs, run_id, as_json)
+def _add_job(name: str, job: "Job | None", summary: str) -> None:
+    """A command that runs a recipe; `job` is what the recipe must be for, None takes any."""
+
+    def command(
+        recipe: RecipeArgument,
+        overrides: OverridesArgument = None,
+        runs: RunsOption = "runs",
+        run_id: RunIdOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run_job(job, recipe, overrides, runs, run_id, as_json)
+
+    app.command(name, help=summary)(command)
 
 
-@app.command()
-def train(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    runs: RunsOption = "runs",
-    run_id: RunIdOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train one stage on a prepared folder."""
-    _run_job("train", recipe, overrides, runs, run_id, as_json)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    runs: RunsOption = "runs",
-    run_id: RunIdOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a model the declared tasks and measure its answers."""
-    _run_job("evaluate", recipe, overrides, runs, run_id, as_json)
-
-
-@app.command()
-def run(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    runs: RunsOption = "runs",
-    run_id: RunIdOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run any recipe, whatever its job."""
-    _run_job(None, recipe, overrides, runs, run_id, as_json)
+_add_job("prepare", "prepare", "Prepare data: read, clean, render, tokenize and pack into a committed folder.")
+_add_job("train", "train", "Train one stage on a prepared folder.")
+_add_job("evaluate", "evaluate", "Ask a model the declared tasks and measure its answers.")
+_add_job("run", None, "Run any recipe, whatever its job.")
 
 
 @app.command()

@@ -19,7 +19,7 @@ def machine(**sizes: int) -> Machine:
 def _alone(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "POLYSOME_CPUS"):
         monkeypatch.delenv(name, raising=False)
-    # Another test of this session may hold a Ray; these are about starting one.
+    # Another test may hold a Ray; these are about starting one.
     monkeypatch.setattr("ray.is_initialized", lambda: False)
 
 
