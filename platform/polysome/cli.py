@@ -99,7 +99,12 @@ def datasets_ls(as_json: JsonOption = False) -> None:
     """List the declared data sets."""
     from polysome import specs
 
-    declared = [specs.dataset(name) for name in specs.names()]
+    declared = []
+    for name in specs.names():
+        try:
+            declared.append(specs.dataset(name))
+        except ConfigurationError as error:
+            print(f"{name} is left out, its spec is wrong: {error.what}", file=sys.stderr)
     if as_json:
         _print_json([spec.model_dump(mode="json") for spec in declared])
         return
@@ -288,11 +293,10 @@ def _serve(config: Any, as_json: bool) -> None:
 
 
 def _example_request(config: "ServeConfig") -> tuple[str, str]:
-    body = {
-        "model": config.name,
-        "messages": [{"role": "user", "content": "<dna>TATAAAAGGC</dna> Is there a promoter?"}],
-    }
-    return "/v1/chat/completions", json.dumps(body)
+    from polysome.data.render import messages
+
+    asked = "<dna>GCCGACATATAAAAGGCGGATGTATCCAGATAC</dna> Is there a promoter?"
+    return "/v1/chat/completions", json.dumps({"model": config.name, "messages": messages(config.prompt, asked)})
 
 
 @app.command()
@@ -460,6 +464,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as error:
         return error.exit_code
     except typer.TyperException as error:
+        if not argv:
+            print(error.format_message())
+            return error.exit_code
         # A wrong option or argument; with no argument at all the message is the help.
         _report({"type": "UsageError", "text": error.format_message(), "exit_code": error.exit_code}, as_json)
         return error.exit_code

@@ -111,7 +111,8 @@ def validate(model: type[ConfigT], content: dict[str, Any], *, where: str) -> Co
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = [_describe(model, item) for item in error.errors(include_url=False)]
+        # One mistake can show at several places of a union or through a spread default: told once.
+        problems = list(dict.fromkeys(_describe(model, item) for item in error.errors(include_url=False)))
         raise ConfigurationError(
             "; ".join(problems), where=where, fix="mend the named fields; `polysome config-schema` prints all of them"
         ) from error
@@ -131,8 +132,14 @@ def _describe(model: type[BaseModel], item: Any) -> str:
         return f"unknown key {location!r}{hint}"
     if item["type"] == "missing":
         return f"{location}: required and missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], dict | list):
+        return f"{location}: {message}"
+    hint = (
+        "; YAML reads yes, no, on and off as true and false: put it in quotes" if item["input"] in (True, False) else ""
+    )
     value = repr(item["input"])
-    return f"{location}: {item['msg']} (got {value if len(value) <= 80 else value[:77] + '...'})"
+    return f"{location}: {message} (got {value if len(value) <= 80 else value[:77] + '...'}{hint})"
 
 
 def _field_names(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

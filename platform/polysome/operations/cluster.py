@@ -4,8 +4,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,12 +94,13 @@ def _joined(address: str) -> Iterator[None]:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:
         # A submitted job brings its runtime environment with it; a driver of its own pins the threads of its workers.
-        ray.init(
-            address=address,
-            runtime_env=None if submitted else {"env_vars": {**THREAD_PINS, **_shared_variables()}},
-            log_to_driver=True,
-            logging_level=logging.ERROR,
-        )
+        with _keeping_signals():
+            ray.init(
+                address=address,
+                runtime_env=None if submitted else {"env_vars": {**THREAD_PINS, **_shared_variables()}},
+                log_to_driver=True,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}",
@@ -133,19 +136,34 @@ def _started(cpus: int) -> Iterator[None]:
 
     folder = _session_folder()
     try:
-        ray.init(
-            address="local",
-            num_cpus=count,
-            include_dashboard=False,
-            object_store_memory=_object_store_bytes(machine.memory_available, machine.shared_memory_available),
-            logging_level=logging.ERROR,
-            log_to_driver=log.isEnabledFor(logging.INFO),
-            _temp_dir=folder,
-        )
+        with _keeping_signals():
+            ray.init(
+                address="local",
+                num_cpus=count,
+                include_dashboard=False,
+                object_store_memory=_object_store_bytes(machine.memory_available, machine.shared_memory_available),
+                logging_level=logging.ERROR,
+                log_to_driver=log.isEnabledFor(logging.INFO),
+                _temp_dir=folder,
+            )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """Put SIGTERM's handler back after the block: Ray sets one that aborts the process with a crash report."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def local_environment() -> dict[str, str]:

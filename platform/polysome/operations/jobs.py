@@ -182,6 +182,7 @@ def serve(config: "ServeConfig", ready: Callable[[str, "ServeConfig"], None]) ->
     from polysome.serving.checks import check
 
     config = check(config)
+    print(f"loading {config.model}", file=sys.stderr)
     with connect(cpus=config.cpus_per_replica):
         from polysome.serving import app
 

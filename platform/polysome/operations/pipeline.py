@@ -155,8 +155,12 @@ def run_pipeline(
     with runs.start(runs_root, "pipeline", config.name, config, run_id=run_id) as run:
         if run.reusable:
             announce(f"{run.id} is finished already")
-        else:
+            return run
+        try:
             _Pipeline(config, run, announce).run()
+        except BaseException:
+            announce(f"stopped; go on with the same command and --run-id {run.id}")
+            raise
     return run
 
 

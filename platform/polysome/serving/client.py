@@ -49,6 +49,8 @@ def _fasta(path: str) -> list[tuple[str, RawRecord]]:
     from Bio.SeqIO.FastaIO import SimpleFastaParser
 
     text = _text(path)
+    if not text.strip():
+        raise DataError("the file is empty", where=path, fix="give FASTA records")
     if not text.lstrip().startswith(">"):
         raise DataError("the first line does not start with '>'", where=path, fix="check that this is FASTA")
     found = SimpleFastaParser(io.StringIO(text.lstrip()))

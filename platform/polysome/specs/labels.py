@@ -3,17 +3,25 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from polysome.config import Config
+
+
+def _written(value: object) -> object:
+    """A whole number as it would be written in the source; anything else as it is."""
+    return str(value) if type(value) is int else value
+
+
+Written = Annotated[str, BeforeValidator(_written)]
 
 
 class BinaryLabel(Config):
     """Yes or no. Decodes to 1 or 0."""
 
     kind: Literal["binary"]
-    positive: str = "1"
-    negative: str = "0"
+    positive: Written = "1"
+    negative: Written = "0"
 
     def decode(self, text: str) -> float:
         """The label column's text as 1.0 or 0.0; ValueError when it is neither."""

@@ -148,6 +148,8 @@ def open_bytes(url: str) -> IO[bytes]:
 
 def _absent_fix(url: str) -> str:
     mirror = os.environ.get(MIRROR_VARIABLE)
+    if mirror and not url.startswith(absolute(mirror)):
+        return "check the path or address in the data set's spec"
     if mirror:
         return f"put the file below {MIRROR_VARIABLE}={mirror}, or unset {MIRROR_VARIABLE} to read the public source"
     return f"check the address and the network, or set {MIRROR_VARIABLE} to a folder or URL that holds a copy"
