@@ -98,3 +98,11 @@ def test_errors_survive_the_way_between_processes():
     error = pickle.loads(pickle.dumps(DataError("what", where="here", fix="mend")))
     assert (type(error), error.what, error.where, error.fix) == (DataError, "what", "here", "mend")
     assert str(error) == "what\n  where: here\n  fix:   mend"
+
+
+def test_a_boolean_where_text_is_meant_is_explained():
+    from polysome.specs import BinaryLabel
+
+    assert validate(BinaryLabel, {"kind": "binary", "positive": 1, "negative": 0}, where="x").positive == "1"
+    with pytest.raises(ConfigurationError, match="quote it"):
+        validate(BinaryLabel, {"kind": "binary", "positive": True}, where="x")
