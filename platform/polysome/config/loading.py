@@ -128,9 +128,17 @@ def _describe(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         names = _field_names(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
-        hint = "; YAML reads yes, no, on, off as true, false: quote it" if isinstance(item["input"], bool) else ""
+        hint = f", did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(names))})" if names else ""
+        return f"unknown key {location!r}{hint}"
+    if item["type"] == "missing":
+        return f"{location}: required and missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], dict | list):
+        return f"{location}: {message}"
     value = repr(item["input"])
-    return f"{location}: {message} (got {value if len(value) <= 80 else value[:77] + '...'}{hint})"
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    quote = "; YAML reads yes, no, on, off as true, false: quote it" if isinstance(item["input"], bool) else ""
+    return f"{location}: {message} (got {shown}{quote})"
 
 
 def _field_names(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
