@@ -147,12 +147,15 @@ class PipelineConfig(Config):
 def run_pipeline(
     config: PipelineConfig, runs_root: str, run_id: str | None = None, *, announce: jobs.Announce = log.info
 ) -> Run:
-    """Run a checked pipeline on the connected Ray cluster; with the id of an unfinished run, go on where it stopped.
+    """Run a checked pipeline on the connected Ray cluster; with the id of an earlier run, do what is not done yet.
+
+    The recipe of an earlier run may have changed, as long as every step that it finished is the same: later stages can
+    be tried anew without the earlier ones.
 
     Raises:
         PolysomeError: what is wrong, before the step that it concerns starts; finished steps stay.
     """
-    with runs.start(runs_root, "pipeline", config.name, config, run_id=run_id) as run:
+    with runs.start(runs_root, "pipeline", config.name, config, run_id=run_id, guarded_by_steps=True) as run:
         if run.reusable:
             announce(f"{run.id} is finished already")
             return run

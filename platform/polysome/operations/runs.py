@@ -174,12 +174,16 @@ def start(
     *,
     parents: Sequence[str] = (),
     run_id: str | None = None,
+    guarded_by_steps: bool = False,
 ) -> Run:
     """Claim a run folder below `runs_root` and record the run as running.
 
     Without `run_id` the folder is new: `<name>-<YYYYMMDD-HHMMSS>` (UTC), with a suffix where that is taken. With
     `run_id` an earlier attempt of the same configuration is taken up: a finished one comes back as `reusable`, a failed
     or interrupted one is started again in its folder.
+
+    With `guarded_by_steps` a run may go on with another configuration, because each of its steps is a run that refuses
+    one that differs from its own.
 
     Raises:
         ConfigurationError: the run of that id has another configuration, is still running, or the id is not a plain
@@ -211,7 +215,7 @@ def start(
     folder = join(root, run_id)
     if _claim(folder):
         return _write_first(folder, record)
-    return _start_again(folder, record)
+    return _start_again(folder, record, guarded_by_steps)
 
 
 def read_run(folder: str) -> RunRecord:
@@ -293,14 +297,15 @@ def _write_first(folder: str, record: RunRecord) -> Run:
     return run
 
 
-def _start_again(folder: str, record: RunRecord) -> Run:
+def _start_again(folder: str, record: RunRecord, guarded_by_steps: bool) -> Run:
     try:
         earlier = read_run(folder)
     except DataError as error:
         raise ConfigurationError(
             f"{folder} exists and is no run folder", where=folder, fix="choose another run id, or remove the folder"
         ) from error
-    if earlier.config_fingerprint != record.config_fingerprint:
+    equal = earlier.config_fingerprint == record.config_fingerprint
+    if not equal and not guarded_by_steps:
         changed = sorted(
             key
             for key in {*earlier.config, *record.config}
@@ -309,9 +314,9 @@ def _start_again(folder: str, record: RunRecord) -> Run:
         raise ConfigurationError(
             f"run {record.id!r} exists with another configuration (differs in: {', '.join(changed)})",
             where=folder,
-            fix="choose another run id, or restore the configuration in its run.json",
+            fix="choose another run id, restore the configuration of its run.json, or remove the folder",
         )
-    if earlier.status == "finished":
+    if earlier.status == "finished" and equal:
         return Run(folder, earlier, reusable=True)
     attempt = earlier.attempt + 1
     # Of two that take the run up at once, one makes the marker; a marker whose maker died at once is passed over.
