@@ -39,7 +39,7 @@ SOURCE = "stages.stage2.prepare.sources=[{dataset: mine}]"
         (["stages.stage1.train.epoch=2"], None, "did you mean 'epochs'"),
         (["stages.stage1.train.optimizer.learning_rate=fast"], None, "learning_rate"),
         (["stages.stage2.prepare.sources=[{dataset: planted_promotor}]"], None, "did you mean 'planted_promoter'"),
-        (["evaluation.tasks=[planted_dna]"], None, "unlabelled corpus"),
+        (["evaluation.tasks=[planted_dna]", "serving=null"], None, "unlabelled corpus"),
         ([SOURCE], "ACGT,1\nACXT,0\n", "'X'"),
         ([SOURCE], "ACGT,1\nACGT,maybe\n", "label 'maybe' is neither '1' nor '0'"),
         ([SOURCE], "", "no record"),

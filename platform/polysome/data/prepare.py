@@ -277,8 +277,8 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    # Ray's own log lines of an execution; what matters of it is told by the manifest.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray's own log of an execution: the manifest tells what came out, and an error is raised as well as logged.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows = ray.data.from_arrow([table.slice(index, 1) for index in range(len(units))]).map_batches(
         work, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1
     )
