@@ -133,7 +133,7 @@ def _started(cpus: int) -> Iterator[None]:
     for name, value in local_environment().items():
         os.environ[name] = value
     import ray
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     # A Ray that was imported before has read its settings already; this is how Ray itself makes it read them again.
     Config.initialize("")
