@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polysome.operations.recipes import Job
     from polysome.operations.runs import Run
     from polysome.serving.config import ServeConfig
+    from polysome.specs import SourceFile
 
 app = typer.Typer(
     name="polysome",
@@ -110,17 +111,21 @@ def datasets_ls(as_json: JsonOption = False) -> None:
         return
     table = Table("name", "task", "metric", "molecules", "splits (declared rows)", "licence", box=None, pad_edge=False)
     for spec in declared:
-        rows = {split: [source.rows for source in sources] for split, sources in spec.splits.items()}
-        counts = ", ".join(
-            f"{split} {sum(count for count in found if count):,}" if all(found) else str(split)
-            for split, found in rows.items()
-        )
+        counts = ", ".join(_declared_rows(split, sources) for split, sources in spec.splits.items())
         kind = spec.task.label.kind if spec.task else "corpus"
         metric = spec.task.metric if spec.task else "-"
         molecules = " + ".join(molecule.type for molecule in spec.molecules)
         table.add_row(spec.name, kind, metric, molecules, counts, escape(spec.licence))
     _console().print(table)
     _next(f"polysome datasets show {declared[0].name}" if declared else "polysome doctor")
+
+
+def _declared_rows(split: str, sources: "Sequence[SourceFile]") -> str:
+    """`dev (part of) 5,920`: how many rows a split's files declare, and whether it takes all of them."""
+    if not all(source.rows for source in sources):
+        return split
+    part = " (part of)" if any(source.share for source in sources) else ""
+    return f"{split}{part} {sum(source.rows or 0 for source in sources):,}"
 
 
 @datasets_app.command("show")

@@ -344,9 +344,9 @@ class _Pipeline:
             f"Made by `{provenance.command()}` with Polysome {record.versions['polysome']}.",
             "",
         ]
-        lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config), "## How it was made", ""]
-        lines += [line for note in self.config.notes for line in (f"{note}", "")]
-        lines += ["| step | what | seconds |", "| --- | --- | ---: |"]
+        lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config)]
+        lines += [line for note in self.config.notes for line in (note, "")]
+        lines += ["## How it was made", "", "| step | what | seconds |", "| --- | --- | ---: |"]
         for _, step in runs.list_steps(self.folder):
             lines.append(f"| {step.name} | {_step_summary(step)} | {runs.seconds(step):.0f} |")
         return "\n".join([*lines, ""])
