@@ -5,7 +5,6 @@ through the memory map, so memory does not grow with the data. Which row stands 
 of (seed, epoch, position within the epoch): it does not know how many workers read, and a resume is one integer.
 """
 
-import fcntl
 import hashlib
 import os
 from dataclasses import dataclass
@@ -17,9 +16,7 @@ import pyarrow as pa
 from polysome.config import DataError
 from polysome.data.manifest import Manifest, read_manifest
 from polysome.storage import join
-
-IGNORED = -100
-"""Label of a position that is not trained on."""
+from polysome.storage.local import only_one
 
 _COLUMNS = ("input_ids", "labels", "position_ids", "segment_ids")
 _BATCH_ROWS = 256
@@ -119,8 +116,7 @@ def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
         )
     path = os.path.join(cache, f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}.arrow")
     os.makedirs(cache, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when the holder dies
+    with only_one(path):
         if not os.path.exists(path):
             _convert(folder, manifest, path)
     return Feed(manifest, path, seed=seed)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from polysome.data.feed import IGNORED, Rows
+from polysome.data.feed import Rows
+from polysome.data.schema import IGNORED
 from polysome.models.attention import Packing, pack
 
 
