@@ -9,22 +9,29 @@ EXAMPLES = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("subset", pa.string()),
         pa.field("sequences", pa.list_(pa.string()), nullable=False),
-        pa.field("label", pa.float64()),
+        pa.field("label", pa.list_(pa.float64())),
+        pa.field("question", pa.string()),
+        pa.field("answer", pa.string()),
     ]
 )
-"""One record: `sequences` in the order of the spec's molecules; `label` 1/0, class index or number, null in a corpus.
+"""One record (XP-1): `sequences` in the order of the spec's molecules; `label` as the task's codec decodes it, null in a
+corpus and for generated text.
 
 `id` is `<dataset>/<split>/<subset or ->/<record number>`, and `/<piece>` after it where a corpus record was windowed.
+`question` and `answer` are the wordings that came with the record, molecules as placeholders; null: chosen from the
+task's templates.
 """
 
 QUARANTINE = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),
         pa.field("record", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""One record that was set aside: `record` counts from 0 within its file."""
+"""One record that was set aside: `record` counts from 0 within its file, `offset` is its byte in the decompressed content,
+-1 where the format has none or the record itself was readable."""
 
 TOKENS = pa.schema(
     [
@@ -39,15 +46,18 @@ IGNORED = -100
 """Label of a position that is not trained on (the convention of torch's cross-entropy)."""
 
 
-def packed(max_length: int) -> pa.Schema:
-    """One row of `max_length` positions that holds whole documents.
+PACKED = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("lengths", pa.list_(pa.int32()), nullable=False),
+        pa.field("target_starts", pa.list_(pa.int32()), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("targets", pa.int32(), nullable=False),
+        pa.field("documents", pa.int32(), nullable=False),
+    ]
+)
+"""One row: whole documents one after the other, without padding. `lengths` and `target_starts` are those of its documents;
+`tokens` is the sum of the lengths, `targets` counts the positions that are trained on, `documents` the documents.
 
-    `labels` are aligned with `input_ids` (the model shifts) and `IGNORED` where not trained on; `segment_ids` count
-    documents from 1, 0 is padding; `position_ids` restart at 0 in each document. `tokens` counts positions that are
-    not padding, `targets` the labels that are trained on.
-    """
-    row = pa.list_(pa.int32(), max_length)
-    names = ("input_ids", "labels", "position_ids", "segment_ids")
-    fields = [pa.field(name, row, nullable=False) for name in names]
-    fields += [pa.field(name, pa.int32(), nullable=False) for name in ("documents", "tokens", "targets")]
-    return pa.schema(fields)
+Labels, positions, segments and padding follow from it exactly; `polysome.data.rows.expand` makes them.
+"""

@@ -2,16 +2,33 @@
 
 import re
 import string
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from polysome.config import Config, DataError
-from polysome.specs.labels import Label
+from polysome.specs.adapters import Step
+from polysome.specs.formats import Format
+from polysome.specs.labels import Label, MultiRegressionLabel
 
 MoleculeType = Literal["dna", "rna", "protein"]
-Metric = Literal["mcc", "accuracy", "spearman"]
+Omics = Literal["dna", "rna", "protein", "multi"]
+Metric = Literal[
+    "mcc", "accuracy", "spearman", "pearson", "pearson_r2", "mean_pearson_r2", "auc", "fmax", "mixed", "rouge_l"
+]
 Split = Literal["train", "dev", "test", "stage3_pool"]
+TagStyle = Literal["uniform", "release"]
+
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "binary": ("mcc", "accuracy"),
+    "multiclass": ("accuracy", "mcc"),
+    "multilabel": ("auc", "fmax"),
+    "regression": ("spearman", "pearson", "pearson_r2", "mixed"),
+    "multi_regression": ("pearson", "mean_pearson_r2"),
+    "generation": ("rouge_l",),
+}
+"""Metrics that fit a kind of label (A-110..118, A-146)."""
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,63}$")
 
@@ -28,9 +45,24 @@ class SourceFile(Config):
     rows: Annotated[int, Field(ge=1)] | None = None
     """Expected records. Checked whenever the file is read whole."""
     share: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Keep only records whose sequence hash falls into this part of [0, 1); equal sequences stay together (AMB-20)."""
+    """Keep only the records of this part of [0, 1) of the file's leakage groups: similar sequences stay together
+    (AMB-20)."""
     subset: str | None = None
     """Name of the subset that the rows belong to, kept with every example."""
+    optional: bool = False
+    """Read only where the subset is asked for by name, e.g. the union of two others (A-6, AMB-3)."""
+    format: Format | None = None
+    """Of this file, where it differs from the data set's."""
+    adapter: list[Step] = []
+    """Steps for this file, before those of the data set."""
+
+    @model_validator(mode="after")
+    def _shares_in_order(self) -> "SourceFile":
+        if self.share and self.share[0] >= self.share[1]:
+            raise ValueError(f"share {list(self.share)} is empty: write [lower, upper]")
+        if self.optional and self.subset is None:
+            raise ValueError("an optional file needs a subset, which is how it is asked for")
+        return self
 
 
 class Molecule(Config):
@@ -38,19 +70,40 @@ class Molecule(Config):
 
     type: MoleculeType
     column: str = "sequence"
-    """Column (CSV) or field that holds the sequence; for FASTA always `sequence`."""
+    """Column that holds the sequence, after the adapter; for FASTA `sequence`."""
     role: str = "sequence"
     """Placeholder name in the templates."""
     minimum_length: Annotated[int, Field(ge=1)] = 1
     maximum_length: Annotated[int, Field(ge=1)] = 100_000
+    ambiguous: Literal["keep", "refuse"] = "keep"
+    """IUPAC codes of nucleotides, B J O U X Z of proteins."""
+    gaps: Literal["refuse", "remove"] = "refuse"
+    """`-` and `.`"""
+    stops: Literal["final", "remove", "refuse"] = "final"
+    """`*` of a protein: only a final one is removed, all are, or none may be there."""
+    crop: Literal["head", "centre", "tail", "match"] | None = None
+    """What is kept of a molecule too long for a row (AMB-14); none: the example is refused. `match`: a window around
+    the place that pairs with the molecule `match_role`."""
+    match_role: str | None = None
+    """Role of the molecule that `crop: match` looks for: the stretch that equals it or its reverse complement."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Molecule":
+        if self.minimum_length > self.maximum_length:
+            raise ValueError(f"minimum_length {self.minimum_length} is above maximum_length {self.maximum_length}")
+        if (self.crop == "match") != (self.match_role is not None):
+            raise ValueError("crop: match needs match_role, and nothing else has it")
+        return self
 
 
 class Templates(Config):
     """Question and answer wordings (A-50..55). Placeholders stand in braces: molecule roles and `{label}`."""
 
     questions: Annotated[list[str], Field(min_length=1)]
-    answers: dict[str, Annotated[list[str], Field(min_length=1)]]
-    """Pool per polarity (A-54): `positive` and `negative` for a binary label, else `any`."""
+    conditioned: list[str] = []
+    """Questions that also name the subset, placeholder `{subset}` (AMB-12): the mark, factor or cell line."""
+    answers: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    """Pool per polarity (A-54): `positive` and `negative` for a binary label, else `any`; none for generated text."""
 
 
 class ReasoningStep(Config):
@@ -78,31 +131,55 @@ class Task(Config):
 
     name: str
     """The task's registry key, as it stands in the authors' `task` field (A-6)."""
+    aliases: list[str] = []
+    """Other names in paper and code (AMB-13)."""
     title: str
     label: Label
     label_column: str = "label"
+    """Column that holds the label, after the adapter."""
     metric: Metric
     tag: str
-    """Task tag, e.g. `[Classification: core promoter detection]` (A-61, A-62)."""
+    """Task tag in uniform style, `[Classification: <name>]` or `[Regression: <name>]` (A-62)."""
+    release_tag: str | None = None
+    """Task tag as it stands in the authors' release (A-61)."""
     hint: str
     """Instruction for baselines (A-133)."""
+    subset_titles: dict[str, str] = {}
+    """How a subset is named in a conditioned question; by default by its own name."""
     templates: Templates
     reasoning: list[ReasoningStep] = []
     """Steps of a reasoning answer; none: the task has no reasoning data."""
+    paper_rows: dict[Split, Annotated[int, Field(ge=0)]] = {}
+    """Rows per split as printed in the paper (A-10..43), for comparison (AMB-1)."""
 
     @model_validator(mode="after")
-    def _metric_fits_label(self) -> "Task":
-        allowed = {"binary": {"mcc", "accuracy"}, "multiclass": {"accuracy", "mcc"}, "regression": {"spearman"}}
-        if self.metric not in allowed[self.label.kind]:
-            raise ValueError(f"metric {self.metric!r} does not fit a {self.label.kind} label")
-        expected = {"positive", "negative"} if self.label.kind == "binary" else {"any"}
+    def _whole(self) -> "Task":
+        kind = self.label.kind
+        if self.metric not in METRICS[kind]:
+            raise ValueError(f"metric {self.metric!r} does not fit a {kind} label; choose one of {list(METRICS[kind])}")
+        expected = {"binary": {"positive", "negative"}, "generation": set()}.get(kind, {"any"})
         if set(self.templates.answers) != expected:
             raise ValueError(f"answer pools must be {sorted(expected)}, found {sorted(self.templates.answers)}")
         return self
 
+    def answer_placeholders(self) -> set[str]:
+        """Placeholders that every answer template of this task has."""
+        if isinstance(self.label, MultiRegressionLabel):
+            return {f"label_{name}" for name in self.label.outputs}
+        return set() if self.label.kind == "binary" else {"label"}
+
+
+class InstructionColumns(Config):
+    """Columns of ready-made instruction rows (A-5, XP-3): molecules stand inside the question's text."""
+
+    input: str = "input"
+    output: str = "output"
+    label: str = "label"
+    task: str = "task"
+
 
 class Dataset(Config):
-    """One declared data set: an unlabelled corpus (no `task`) or the examples of one task."""
+    """One declared data set: the examples of one task, ready-made instruction rows, or else an unlabelled corpus."""
 
     name: str
     version: Annotated[int, Field(ge=1)] = 1
@@ -110,10 +187,15 @@ class Dataset(Config):
     homepage: str
     licence: str
     citation: str
-    format: Literal["csv", "fasta", "planted"]
-    molecules: Annotated[list[Molecule], Field(min_length=1, max_length=2)]
+    access: str = ""
+    """How to get the files when the address alone does not give them."""
+    format: Format
+    adapter: list[Step] = []
+    """Steps from the file's columns to those that molecules and label name."""
+    molecules: Annotated[list[Molecule], Field(max_length=2)]
     splits: dict[Split, Annotated[list[SourceFile], Field(min_length=1)]]
     task: Task | None = None
+    instructions: InstructionColumns | None = None
     maximum_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of records that may be set aside as unreadable before a job stops."""
     window: Annotated[int, Field(ge=16)] | None = None
@@ -131,36 +213,80 @@ class Dataset(Config):
         roles = [molecule.role for molecule in self.molecules]
         if len(set(roles)) != len(roles):
             raise ValueError(f"molecule roles must differ, found {roles}")
-        if self.task is None:
+        for molecule in self.molecules:
+            if molecule.match_role is not None and molecule.match_role not in set(roles) - {molecule.role}:
+                raise ValueError(f"match_role {molecule.match_role!r} is none of the other molecules {roles}")
+        if self.window is not None and self.kind != "corpus":
+            raise ValueError("window is for corpora; a task's sequence is never cut silently")
+        if self.instructions is not None:
+            if self.task is not None or self.molecules:
+                raise ValueError("instruction rows bring their own molecules and answers: no task, molecules: []")
+        elif not self.molecules:
+            raise ValueError("at least one molecule is needed")
+        elif self.task is None:
             if len(self.molecules) != 1:
                 raise ValueError("a corpus holds one molecule per record")
-            return self
-        if self.window is not None:
-            raise ValueError("window is for corpora; a task's sequence is never cut silently")
-        for step in self.task.reasoning:
-            if step.role not in roles:
-                raise ValueError(f"reasoning step about {step.role!r}, which is none of the molecules {roles}")
-        for template in self.task.templates.questions:
-            _check_placeholders(template, set(roles), "question")
-        for polarity, pool in self.task.templates.answers.items():
-            wanted = set() if polarity != "any" else {"label"}
-            for template in pool:
-                _check_placeholders(template, wanted, f"{polarity} answer")
+        else:
+            self._check_task(self.task, set(roles))
         return self
 
-    def files(self, split: Split) -> list[SourceFile]:
-        """The files of a split.
+    def _check_task(self, task: Task, roles: set[str]) -> None:
+        for step in task.reasoning:
+            if step.role not in roles:
+                raise ValueError(f"reasoning step about {step.role!r}, which is none of the molecules {sorted(roles)}")
+        for template in task.templates.questions:
+            _check_placeholders(template, roles, "question")
+        for template in task.templates.conditioned:
+            _check_placeholders(template, roles | {"subset"}, "conditioned question")
+        for polarity, pool in task.templates.answers.items():
+            for template in pool:
+                _check_placeholders(template, task.answer_placeholders(), f"{polarity} answer")
+        subsets = {file.subset for files in self.splits.values() for file in files}
+        if unknown := sorted(set(task.subset_titles) - subsets):
+            raise ValueError(f"subset_titles names {unknown[0]!r}, which is no file's subset")
+
+    @property
+    def kind(self) -> Literal["task", "instructions", "corpus"]:
+        """What the records are for."""
+        if self.instructions is not None:
+            return "instructions"
+        return "corpus" if self.task is None else "task"
+
+    @property
+    def omics(self) -> Omics:
+        """Group in reports (A-120)."""
+        types = {molecule.type for molecule in self.molecules}
+        return self.molecules[0].type if len(self.molecules) == 1 and types else "multi"
+
+    def files(self, split: Split, subsets: Sequence[str] | None = None) -> list[SourceFile]:
+        """The files of a split: those of `subsets`, or all that are not optional.
 
         Raises:
-            DataError: the data set declares no such split.
+            DataError: the data set declares no such split, or no such subset in it.
         """
+        where = f"datasets_spec/{self.name}.yaml"
         if split not in self.splits:
             raise DataError(
                 f"data set {self.name!r} has no split {split!r}",
-                where=f"datasets_spec/{self.name}.yaml",
-                fix=f"choose one of {sorted(self.splits)}",
+                where=where,
+                fix=f"choose one of {', '.join(sorted(self.splits))}",
             )
-        return self.splits[split]
+        files = self.splits[split]
+        if subsets is None:
+            return [file for file in files if not file.optional]
+        known = [file.subset for file in files if file.subset]
+        for subset in subsets:
+            if subset not in known:
+                raise DataError(
+                    f"split {split!r} of {self.name!r} has no subset {subset!r}",
+                    where=where,
+                    fix=f"choose of {', '.join(dict.fromkeys(known)) or '(it has none)'}",
+                )
+        return [file for file in files if file.subset in subsets]
+
+    def format_of(self, file: SourceFile) -> Format:
+        """The format in which `file` is read."""
+        return file.format or self.format
 
 
 def placeholders(template: str) -> list[str]:
