@@ -44,7 +44,7 @@ format: $(STAMP) ## write the format that check expects
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## run every benchmark; results go to benchmarks/results/
-	@set -e; for program in benchmarks/*.py; do [ -e "$$program" ] || continue; echo "== $$program"; $(BIN)/python "$$program"; done
+	@set -e; for program in benchmarks/*.py benchmarks/*/*.py; do [ -e "$$program" ] || continue; echo "== $$program"; $(BIN)/python "$$program"; done
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,13 +1,15 @@
-"""A small prepared folder, written by hand: what the trainer reads, without the data room's pipeline."""
+"""Small prepared folders, written by hand: what the trainer reads, without the data room's pipeline."""
 
 import hashlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from polysome.data.manifest import Manifest, Shard, write_manifest
+from polysome.data.pack import pack
+from polysome.data.rows import write_rows
+from polysome.data.schema import PACKED, TOKENS
 from polysome.data.tokenizer_files import tokenizer_fingerprint
 from polysome.models.tokenizer import build_per_base_tokenizer
 
@@ -31,50 +33,60 @@ def write_prepared(
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     bases = tokenizer.convert_tokens_to_ids(list("ACGT"))
     generator = np.random.default_rng(seed)
-    columns = {
-        name: np.zeros((rows, max_length), np.int32) for name in ("input_ids", "labels", "position_ids", "segment_ids")
-    }
-    columns["input_ids"][:] = tokenizer.pad_token_id
-    columns["labels"][:] = -100
-    documents = 0
-    for row in range(rows):
-        place, segment = 0, 0
-        while max_length - place >= 6 and not (segment and generator.random() < 0.1):
+    packed = []
+    for _ in range(rows):
+        documents: list[list[int]] = []
+        place = 0
+        while max_length - place >= 6 and not (documents and generator.random() < 0.1):
             size = int(generator.integers(5, min(max_length - place, 24) + 1))
             walk = (np.cumsum(generator.choice([1, 1, 1, 2], size - 2)) + generator.integers(4)) % 4
-            tokens = [tokenizer.bos_token_id, *(bases[step] for step in walk), tokenizer.eos_token_id]
-            segment += 1
-            part = slice(place, place + size)
-            columns["input_ids"][row, part] = tokens
-            columns["labels"][row, part] = tokens
-            prompt = int(generator.integers(1, size - 1))
-            columns["labels"][row, place : place + prompt] = -100
-            columns["position_ids"][row, part] = np.arange(size)
-            columns["segment_ids"][row, part] = segment
+            documents.append([tokenizer.bos_token_id, *(bases[step] for step in walk), tokenizer.eos_token_id])
             place += size
-        documents += segment
-    token_counts = (columns["segment_ids"] != 0).sum(1).astype(np.int32)
-    target_counts = (columns["labels"] != -100).sum(1).astype(np.int32)
-    listed = []
+        starts = [int(generator.integers(1, len(document) - 1)) for document in documents]
+        packed.append(pack(token_documents(documents, starts), max_length))
+    table = pa.concat_tables(packed).combine_chunks()
+    assert table.num_rows == rows
+    parts = [table.slice(part[0], len(part)) for part in np.array_split(np.arange(rows), shards)]
+    return commit_rows(
+        folder,
+        parts,
+        max_length=max_length,
+        pad_id=tokenizer.pad_token_id,
+        vocabulary_size=len(tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer_folder),
+        fingerprint=fingerprint,
+    )
+
+
+def token_documents(documents: list[list[int]], target_starts: list[int]) -> pa.Table:
+    """A table of schema TOKENS, with the documents' numbers for ids."""
+    names = [str(number) for number in range(len(documents))]
+    return pa.table({"id": names, "input_ids": documents, "target_start": target_starts}, TOKENS)
+
+
+def commit_rows(
+    folder: Path,
+    shards: list[pa.Table],
+    *,
+    max_length: int,
+    pad_id: int = PAD,
+    vocabulary_size: int = 100,
+    tokenizer: str = "none",
+    fingerprint: str = "data-1",
+) -> Path:
+    """Write tables of schema PACKED as the shards of a prepared folder, and its manifest."""
     (folder / "shards").mkdir(parents=True)
-    for number, part in enumerate(np.array_split(np.arange(rows), shards)):
+    listed = []
+    for number, table in enumerate(shards):
         name = f"shards/{number:05d}.parquet"
-        arrays = {
-            column: pa.FixedSizeListArray.from_arrays(pa.array(values[part].ravel()), max_length)
-            for column, values in columns.items()
-        }
-        table = pa.table({**arrays, "tokens": token_counts[part], "targets": target_counts[part]})
-        pq.write_table(table, folder / name)
-        listed.append(
-            Shard(
-                path=name,
-                sha256=hashlib.sha256((folder / name).read_bytes()).hexdigest(),
-                rows=len(part),
-                documents=1,
-                tokens=int(token_counts[part].sum()),
-                targets=int(target_counts[part].sum()),
-            )
-        )
+        with open(folder / name, "wb") as handle:
+            write_rows(table.cast(PACKED), handle)
+        totals = {column: int(np.sum(table[column].to_numpy())) for column in ("documents", "tokens", "targets")}
+        sha256 = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        listed.append(Shard(path=name, sha256=sha256, rows=table.num_rows, **totals))
+    rows, documents, tokens, targets = (
+        sum(getattr(shard, column) for shard in listed) for column in ("rows", "documents", "tokens", "targets")
+    )
     write_manifest(
         str(folder),
         Manifest(
@@ -82,14 +94,15 @@ def write_prepared(
             kind="instruct",
             recipe_fingerprint="recipe",
             fingerprint=fingerprint,
-            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_folder),
-            vocabulary_size=len(tokenizer),
+            tokenizer_fingerprint=tokenizer,
+            vocabulary_size=vocabulary_size,
             max_length=max_length,
+            pad_id=pad_id,
             rows=rows,
             documents=documents,
-            tokens=int(token_counts.sum()),
-            targets=int(target_counts.sum()),
-            packing_efficiency=float(token_counts.sum() / (rows * max_length)),
+            tokens=tokens,
+            targets=targets,
+            packing_efficiency=tokens / (rows * max_length),
             shards=listed,
             sources=[],
         ),

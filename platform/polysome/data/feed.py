@@ -1,46 +1,29 @@
 """The feed: packed rows of a prepared folder, addressed by their position in the stream that a seed defines.
 
 The Parquet shards are converted once, streaming, to an uncompressed Arrow file in a local cache; rows are then read
-through the memory map, so memory does not grow with the data. Which row stands at which position is a pure function
-of (seed, epoch, position within the epoch): it does not know how many workers read, and a resume is one integer.
+through the memory map and padded, so memory does not grow with the data. Which row stands at which position is a pure
+function of (seed, epoch, position within the epoch): it does not know how many workers read, and a resume is one
+integer.
 """
 
 import hashlib
 import os
-from dataclasses import dataclass
-from uuid import uuid4
+from collections.abc import Iterable, Iterator
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 
 from polysome.config import DataError
-from polysome.data.manifest import Manifest, read_manifest
-from polysome.storage import join
+from polysome.data.manifest import Manifest, Shard, read_manifest
+from polysome.data.rows import Rows, expand, read_rows
+from polysome.data.schema import PACKED
+from polysome.storage import join, open_atomic
 from polysome.storage.local import only_one
 
-_COLUMNS = ("input_ids", "labels", "position_ids", "segment_ids")
 _BATCH_ROWS = 256
 _ROUNDS = 6
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Packed rows.
-
-    Attributes:
-        input_ids, labels, position_ids, segment_ids: int32 [rows, max_length]; see the manifest's shard schema.
-        tokens, targets: int64 [rows], positions that are not padding, and that are trained on.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    position_ids: np.ndarray
-    segment_ids: np.ndarray
-    tokens: np.ndarray
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+_COUNTED = ("tokens", "targets")
 
 
 class Feed:
@@ -50,8 +33,9 @@ class Feed:
         """Open the converted file at `path`; `open_feed` makes it."""
         self.manifest = manifest
         self.seed = seed
-        self._reader = pa.ipc.open_file(pa.memory_map(path))
         self.length = manifest.rows
+        self._reader = pa.ipc.open_file(pa.memory_map(path))
+        self._counts = np.memmap(_counts_path(path), np.int32, mode="r", shape=(self.length, len(_COUNTED)))
 
     def order(self, positions: np.ndarray) -> np.ndarray:
         """Row numbers, int64 [n], at int64 [n] positions: epoch = position // rows; every epoch is a permutation."""
@@ -65,34 +49,16 @@ class Feed:
 
     def rows(self, positions: np.ndarray) -> Rows:
         """The rows at `positions`, int64 [n] or empty."""
-        numbers = self.order(positions)
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
-        for number in numbers:
-            batch, offset = self._batch(int(number))
-            for name in _COLUMNS:
-                # `flatten` of a sliced fixed-size list is a view of the memory map.
-                columns[name].append(batch.column(name).slice(offset, 1).flatten().to_numpy())
-        width = self.manifest.max_length
-        arrays = {
-            name: np.stack(parts) if parts else np.empty((0, width), dtype=np.int32) for name, parts in columns.items()
-        }
-        return Rows(**arrays, tokens=self._counts(numbers, "tokens"), targets=self._counts(numbers, "targets"))
+        found = [
+            self._reader.get_batch(number // _BATCH_ROWS).slice(number % _BATCH_ROWS, 1)
+            for number in self.order(positions).tolist()
+        ]
+        return expand(pa.Table.from_batches(found, PACKED), self.manifest.max_length, self.manifest.pad_id)
 
     def counts(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets), int64 [n] each, at `positions`, without reading the rows themselves."""
-        numbers = self.order(positions)
-        return self._counts(numbers, "tokens"), self._counts(numbers, "targets")
-
-    def _counts(self, numbers: np.ndarray, name: str) -> np.ndarray:
-        values = np.empty(len(numbers), dtype=np.int64)
-        for place, number in enumerate(numbers):
-            batch, offset = self._batch(int(number))
-            values[place] = batch.column(name)[offset].as_py()
-        return values
-
-    def _batch(self, number: int) -> tuple[pa.RecordBatch, int]:
-        index, offset = divmod(number, _BATCH_ROWS)
-        return self._reader.get_batch(index), offset
+        tokens, targets = self._counts[self.order(positions)].astype(np.int64).T
+        return tokens, targets
 
 
 def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
@@ -104,8 +70,8 @@ def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
         cache: local folder for the converted file; shared by all processes of the machine.
 
     Raises:
-        DataError: the folder is unfinished, a shard is missing or broken, or the shards do not hold what the
-            manifest says.
+        DataError: the folder is unfinished, a shard is missing or not the one that was committed, or the shards do not
+            hold what the manifest says.
     """
     manifest = read_manifest(folder)
     if manifest.rows == 0 or manifest.targets == 0:
@@ -114,7 +80,8 @@ def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
             where=folder,
             fix="prepare the data again from sources that are not empty",
         )
-    path = os.path.join(cache, f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}.arrow")
+    name = f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}-format{manifest.format}.arrow"
+    path = os.path.join(cache, name)
     os.makedirs(cache, exist_ok=True)
     with only_one(path):
         if not os.path.exists(path):
@@ -157,26 +124,26 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+def _counts_path(path: str) -> str:
+    """Of the file beside the rows that holds their counts, int32 [rows, 2]: tokens, targets."""
+    return f"{path}.counts"
+
+
 def _convert(folder: str, manifest: Manifest, path: str) -> None:
-    """Stream all shards into one Arrow file of batches of `_BATCH_ROWS` rows, and move it into place when complete."""
-    row_type = pa.list_(pa.int32(), manifest.max_length)
-    schema = pa.schema([(name, row_type) for name in _COLUMNS] + [("tokens", pa.int32()), ("targets", pa.int32())])
-    temporary = f"{path}.{uuid4().hex}.tmp"
-    written = {"rows": 0, "tokens": 0, "targets": 0}
-    try:
-        with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            pending: list[pa.RecordBatch] = []
-            waiting = 0
-            for batch in _batches(folder, manifest, schema):
-                pending.append(batch)
-                waiting += batch.num_rows
-                while waiting >= _BATCH_ROWS:
-                    joined = pa.Table.from_batches(pending).combine_chunks()
-                    _write(writer, joined.slice(0, _BATCH_ROWS), written)
-                    rest = joined.slice(_BATCH_ROWS)
-                    pending, waiting = rest.to_batches(), rest.num_rows
-            if waiting:
-                _write(writer, pa.Table.from_batches(pending).combine_chunks(), written)
+    """Stream all shards into one Arrow file of batches of `_BATCH_ROWS` rows and one of counts; both or none appear."""
+    totals = np.zeros(1 + len(_COUNTED), np.int64)
+    # The counts move into place before the rows, which are looked for.
+    with (
+        open_atomic(path) as rows,
+        open_atomic(_counts_path(path)) as counts,
+        pa.ipc.new_file(rows, PACKED) as writer,
+    ):
+        for batch in _whole_batches(_shard_rows(folder, shard) for shard in manifest.shards):
+            writer.write_table(batch)
+            numbers = np.stack([batch[name].to_numpy() for name in _COUNTED], axis=1)
+            counts.write(numbers.tobytes())
+            totals += [len(numbers), *numbers.sum(0, dtype=np.int64)]
+        written = dict(zip(("rows", *_COUNTED), totals.tolist(), strict=True))
         declared = {"rows": manifest.rows, "tokens": manifest.tokens, "targets": manifest.targets}
         if written != declared:
             raise DataError(
@@ -184,30 +151,40 @@ def _convert(folder: str, manifest: Manifest, path: str) -> None:
                 where=folder,
                 fix="the folder was changed after it was committed; prepare it again",
             )
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
-def _write(writer: pa.ipc.RecordBatchFileWriter, table: pa.Table, written: dict[str, int]) -> None:
-    writer.write_table(table, max_chunksize=_BATCH_ROWS)
-    written["rows"] += table.num_rows
-    for name in ("tokens", "targets"):
-        written[name] += int(table.column(name).to_numpy().sum(dtype=np.int64))
+def _whole_batches(shards: Iterable[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """The rows of all shards in tables of one chunk and `_BATCH_ROWS` rows, only the last one smaller."""
+    waiting = PACKED.empty_table()
+    for tables in shards:
+        for table in tables:
+            joined = pa.concat_tables([waiting, table]).combine_chunks()
+            whole = joined.num_rows - joined.num_rows % _BATCH_ROWS
+            for start in range(0, whole, _BATCH_ROWS):
+                yield joined.slice(start, _BATCH_ROWS)
+            waiting = joined.slice(whole)
+    if waiting.num_rows:
+        yield waiting
 
 
-def _batches(folder: str, manifest: Manifest, schema: pa.Schema):  # type: ignore[no-untyped-def]
-    import fsspec
-    import pyarrow.parquet as pq
-
-    for shard in manifest.shards:
-        where = join(folder, shard.path)
-        try:
-            with fsspec.open(where, "rb") as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(batch_size=_BATCH_ROWS, columns=schema.names):
-                    yield pa.Table.from_batches([batch]).cast(schema).combine_chunks().to_batches()[0]
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            raise DataError(
-                f"cannot read shard {shard.path}: {error}", where=where, fix="prepare the folder again"
-            ) from error
+def _shard_rows(folder: str, shard: Shard) -> Iterator[pa.Table]:
+    """The rows of one shard, after its content was found to be what was committed."""
+    where = join(folder, shard.path)
+    fix = "copy the folder again from where it was prepared, or prepare it again"
+    try:
+        with fsspec.open(where, "rb") as handle:
+            content = handle.read()
+    except OSError as error:
+        raise DataError(f"cannot read shard {shard.path}: {error}", where=where, fix=fix) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != shard.sha256:
+        raise DataError(
+            f"shard {shard.path} is damaged: its {len(content):,} bytes have sha256 {found}, "
+            f"and the manifest says {shard.sha256}",
+            where=where,
+            fix=fix,
+        )
+    try:
+        yield from read_rows(pa.BufferReader(content), batch_rows=_BATCH_ROWS)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise DataError(f"cannot read shard {shard.path}: {error}", where=where, fix=fix) from error

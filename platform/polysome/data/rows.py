@@ -1,0 +1,130 @@
+"""Packed rows: written to and read from Parquet compactly, and expanded to padded matrices where they are consumed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from polysome.data.schema import IGNORED, PACKED
+
+Elements = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
+
+_ROW_GROUP_TOKENS = 1 << 22
+# zstd looks at 128 KiB at a time; in large pages few such blocks hold bytes of two planes.
+_PAGE_BYTES = 1 << 22
+_WRITE_BATCH = 1 << 14
+# Elements that cannot be null spare Parquet one level of bookkeeping per token, writing and reading.
+_STORED = pa.schema(
+    [
+        pa.field(field.name, pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False)
+        if pa.types.is_list(field.type)
+        else field
+        for field in PACKED
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows, padded.
+
+    Attributes:
+        input_ids: int32 [rows, max_length].
+        labels: int32 [rows, max_length], aligned with `input_ids` (the model shifts), `IGNORED` where not trained on; a
+            document's first token is never a target, because it would be predicted from the document before.
+        position_ids: int32 [rows, max_length], restarting at 0 in each document; 0 in padding.
+        segment_ids: int32 [rows, max_length], counting the documents of a row from 1; 0 is padding.
+        tokens, targets: int64 [rows], positions that are not padding, and that are trained on.
+    """
+
+    input_ids: Elements
+    labels: Elements
+    position_ids: Elements
+    segment_ids: Elements
+    tokens: Counts
+    targets: Counts
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def expand(rows: pa.Table, max_length: int, pad_id: int) -> Rows:
+    """The matrices of `rows` (schema PACKED), padded to `max_length` with `pad_id`.
+
+    Raises:
+        ValueError: a row is longer than `max_length`.
+    """
+    rows = rows.combine_chunks()
+    tokens, targets, documents = (rows[name].to_numpy().astype(np.int64) for name in ("tokens", "targets", "documents"))
+    if len(tokens) and tokens.max() > max_length:
+        raise ValueError(f"a row of {tokens.max()} tokens does not fit into {max_length}")
+    input_ids, lengths, target_starts = (_elements(rows[name]) for name in ("input_ids", "lengths", "target_starts"))
+    position_ids = np.arange(len(input_ids), dtype=np.int32) - np.repeat(_before(lengths), lengths)
+    segments = np.arange(1, len(lengths) + 1, dtype=np.int32) - np.repeat(_before(documents), documents)
+    trained = position_ids >= np.repeat(np.maximum(1, target_starts), lengths)
+    real = np.arange(max_length) < tokens[:, None]
+
+    def matrix(values: Elements, padding: int) -> Elements:
+        filled = np.full(real.shape, padding, np.int32)
+        filled[real] = values
+        return filled
+
+    return Rows(
+        input_ids=matrix(input_ids, pad_id),
+        labels=matrix(np.where(trained, input_ids, np.int32(IGNORED)), IGNORED),
+        position_ids=matrix(position_ids, 0),
+        segment_ids=matrix(np.repeat(segments, lengths), 0),
+        tokens=tokens,
+        targets=targets,
+    )
+
+
+def count_targets(lengths: npt.NDArray[np.integer], target_starts: npt.NDArray[np.integer]) -> Counts:
+    """How many positions of each document are trained on, int64 [documents]; the first one never is."""
+    return np.maximum(0, lengths - np.maximum(1, target_starts)).astype(np.int64)
+
+
+def write_rows(rows: pa.Table, handle: IO[bytes]) -> None:
+    """Write `rows` (schema PACKED) to `handle` as one Parquet file.
+
+    Token ids are split into byte planes (BYTE_STREAM_SPLIT) under zstd: the upper planes are all but constant, so it is
+    both the fastest and the smallest of the encodings that every Parquet reader knows; `benchmarks/data` has the table.
+    """
+    import pyarrow.parquet as pq
+
+    tokens = int(rows["tokens"].to_numpy().sum(dtype=np.int64))
+    pq.write_table(
+        rows.cast(_STORED),
+        handle,
+        row_group_size=max(1, _ROW_GROUP_TOKENS * rows.num_rows // max(1, tokens)),
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["lengths.list.element", "target_starts.list.element", "tokens", "targets", "documents"],
+        column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+        data_page_size=_PAGE_BYTES,
+        write_statistics=False,
+        write_batch_size=_WRITE_BATCH,
+    )
+
+
+def read_rows(source: pa.NativeFile | IO[bytes], *, batch_rows: int) -> Iterator[pa.Table]:
+    """Tables (schema PACKED) of at most `batch_rows` rows of the Parquet file `source`, in the order of the file."""
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(source).iter_batches(batch_size=batch_rows, columns=PACKED.names, use_threads=False):
+        yield pa.Table.from_batches([batch]).cast(PACKED)
+
+
+def _elements(column: pa.ChunkedArray) -> Elements:
+    """int32 [elements] of a list column's rows, one after the other."""
+    parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
+
+
+def _before(sizes: npt.NDArray[np.integer]) -> Elements:
+    """int32 [n]: what stands before each part, when parts of these sizes are laid end to end."""
+    return (np.cumsum(sizes, dtype=np.int64) - sizes).astype(np.int32)
