@@ -5,7 +5,8 @@
 Generates protein-like FASTA.gz of 1, 3 (about 1 GB) and 10 million records in a temporary folder and reads each in a
 process of its own. Peers, on the smallest file: Biopython's `SimpleFastaParser` on `gzip`, and the stream below the
 reader alone (decompression and checksum, no parsing). Every reader runs on one thread, so that ratios are taken of
-processor time, which other work on the machine moves less than the clock's. Writes `benchmarks/data/results/read_fasta.json`.
+processor time, which other work on the machine moves less than the clock's. Writes
+`benchmarks/data/results/read_fasta.json`.
 """
 
 import json

@@ -1,10 +1,9 @@
 """The client side of a prediction: records from the command line or FASTA, answers over HTTP or from a local folder."""
 
 import asyncio
-import io
 import os
 import sys
-import zlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from polysome.inference.engine import Conversation, Engine, Generation
 from polysome.serving.config import ServeConfig
 from polysome.serving.prediction import RawRecord, Sampling, predict, read_record, task_spec
 from polysome.specs import Prompt
-from polysome.storage import open_bytes
 
 _RECORDS_AT_ONCE = 32
 
@@ -46,27 +44,24 @@ def read_records(arguments: Sequence[str]) -> list[tuple[str, RawRecord]]:
 
 
 def _fasta(path: str) -> list[tuple[str, RawRecord]]:
-    from Bio.SeqIO.FastaIO import SimpleFastaParser
+    """The records of a FASTA file; of standard input through a temporary one."""
+    from polysome.data.readers import open_records
+    from polysome.specs.formats import FastaFormat
 
-    text = _text(path)
-    if not text.strip():
-        raise DataError("the file is empty", where=path, fix="give FASTA records")
-    if not text.lstrip().startswith(">"):
-        raise DataError("the first line does not start with '>'", where=path, fix="check that this is FASTA")
-    found = SimpleFastaParser(io.StringIO(text.lstrip()))
-    return [(title.split()[0] if title.split() else str(i + 1), sequence) for i, (title, sequence) in enumerate(found)]
-
-
-def _text(path: str) -> str:
-    try:
+    with tempfile.NamedTemporaryFile("w") as piped:
         if path == "-":
-            return sys.stdin.read()
-        with open_bytes(os.path.abspath(path)) as handle:
-            return handle.read().decode("utf-8")
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"not a text file: {error}", where=path, fix="give FASTA as plain text, or compressed as .gz, .bz2 or .xz"
-        ) from error
+            piped.write(sys.stdin.read())
+            piped.flush()
+        records: list[tuple[str, RawRecord]] = []
+        with open_records(piped.name if path == "-" else os.path.abspath(path), FastaFormat()) as stretches:
+            for stretch in stretches:
+                for damage in stretch.damaged.to_pylist():
+                    raise DataError(damage["reason"], where=f"{path}, byte {damage['offset']}", fix="mend the record")
+                columns = (stretch.columns[name].to_pylist() for name in ("header", "sequence"))
+                for header, sequence in zip(*columns, strict=True):
+                    name = header.split()[0] if header.split() else str(len(records) + 1)
+                    records.append((name, sequence))
+    return records
 
 
 def ask_server(url: str, task: str, records: Sequence[RawRecord], *, timeout: float = 120.0) -> list[dict[str, Any]]:

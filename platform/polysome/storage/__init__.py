@@ -2,6 +2,7 @@
 
 from polysome.storage.files import (
     MIRROR_VARIABLE,
+    absent_fix,
     absolute,
     exists,
     fingerprint,
@@ -10,7 +11,6 @@ from polysome.storage.files import (
     list_folder,
     make_folder,
     open_atomic,
-    open_bytes,
     read_json,
     remove,
     require_folder_writable,
@@ -20,6 +20,7 @@ from polysome.storage.files import (
 
 __all__ = [
     "MIRROR_VARIABLE",
+    "absent_fix",
     "absolute",
     "exists",
     "fingerprint",
@@ -28,7 +29,6 @@ __all__ = [
     "list_folder",
     "make_folder",
     "open_atomic",
-    "open_bytes",
     "read_json",
     "remove",
     "require_folder_writable",

@@ -132,21 +132,8 @@ def resolve(uri: str, mirror_path: str | None = None) -> str:
     return join(absolute(mirror), mirror_path or f"{parts.netloc}{parts.path}")
 
 
-def open_bytes(url: str) -> IO[bytes]:
-    """Open `url` for reading, decompressed by its ending (gz, bz2, xz, zst).
-
-    Raises:
-        DataError: nothing is there, or it cannot be reached.
-    """
-    try:
-        return fsspec.open(url, "rb", compression="infer").open()
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {url}", where=url, fix=_absent_fix(url)) from error
-    except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"cannot open {url}: {error}", where=url, fix=_absent_fix(url)) from error
-
-
-def _absent_fix(url: str) -> str:
+def absent_fix(url: str) -> str:
+    """What to do when nothing stands at `url`."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     if mirror and not url.startswith(absolute(mirror)):
         return "check the path or address in the data set's spec"

@@ -11,7 +11,7 @@ from polysome.serving.client import ask_server, read_records
 
 def test_sequences_roles_and_fasta_may_be_mixed(tmp_path):
     path = tmp_path / "in.fa"
-    path.write_text("\n>one first\nAC\nGT\n>two\nGGG\n")
+    path.write_text(">one first\nAC\nGT\n>two\nGGG\n")
     assert read_records(["ACGT", "rna=ACGU,protein=MKV", str(path)]) == [
         ("1", "ACGT"),
         ("2", {"rna": "ACGU", "protein": "MKV"}),
@@ -29,12 +29,11 @@ def test_fasta_may_be_compressed_and_a_broken_file_is_told(tmp_path):
     path.write_bytes(gzip.compress(b">one\nACGT\n"))
     assert read_records([str(path)]) == [("one", "ACGT")]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match="not a text file"):
+    with pytest.raises(DataError, match="cut short"):
         read_records([str(path)])
     plain = tmp_path / "in.fa"
     plain.write_bytes(gzip.compress(b">one\nACGT\n"))
-    with pytest.raises(DataError, match="not a text file"):
-        read_records([str(plain)])
+    assert read_records([str(plain)]) == [("one", "ACGT")]
     with pytest.raises(DataError, match="no such file"):
         read_records(["reads.fa.gz"])
 
