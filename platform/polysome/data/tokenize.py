@@ -1,49 +1,50 @@
-"""Examples to token documents: rendered by template, encoded a whole column at a time by the fast tokenizer."""
+"""Examples to token documents: encoded a block at a time, cropped or split to the length of a row."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import Tokenizer
 
-from polysome.config import DataError
-from polysome.data import render
-from polysome.data.render import ChatFrame
+from polysome.data.crop import CropCount, crop_to_fit
+from polysome.data.encode import Encoded, Encoder, Rendering
+from polysome.data.ragged import Ragged
 from polysome.data.schema import TOKENS
-from polysome.specs import Dataset, Prompt
+from polysome.data.spans import trained_spans, verify_spans
+from polysome.specs import Dataset, MoleculeType
 
-_PIECE_SUFFIX = "/"
+__all__ = ["Rendering", "Tokenized", "tokenize", "trained_spans", "verify_spans"]
 
 
 @dataclass(frozen=True)
-class Rendering:
-    """How the examples of one source become text.
+class Tokenized:
+    """Token documents and what was done to get them.
 
     Attributes:
-        frame: the chat template taken apart; None for a corpus, which is trained on as raw text.
-        kmer: in which DNA and RNA are spelled.
-        bos, eos: text of the tokenizer's begin and end tokens, put around a corpus document (A-92).
-        prompt: system prompt; `reasoning` also asks for the worked-out answer (A-73).
-        tag_fraction: share of examples that get the task tag (A-60).
-        seed: of template and tag choices; differs per repeat of a source.
+        documents: schema TOKENS.
+        cropped: examples with a molecule that was cropped.
+        unmatched: cropped examples in which `crop: match` found no match and kept the centre.
+        cut: characters of each molecule type that cropping took away.
+        characters: characters of each molecule type in the documents.
+        split: corpus records that became several documents.
     """
 
-    frame: ChatFrame | None
-    kmer: int
-    bos: str
-    eos: str
-    prompt: Prompt
-    tag_fraction: float
-    seed: int
+    documents: pa.Table
+    cropped: int
+    unmatched: int
+    cut: dict[MoleculeType, int]
+    characters: dict[MoleculeType, int]
+    split: int
 
 
-def tokenize(examples: pa.Table, spec: Dataset, rendering: Rendering, tokenizer_json: str, max_length: int) -> pa.Table:
+def tokenize(
+    examples: pa.Table, spec: Dataset, rendering: Rendering, tokenizer_json: str, max_length: int
+) -> Tokenized:
     """Token documents (schema TOKENS) of examples (schema EXAMPLES).
 
-    A corpus document longer than `max_length` is split into consecutive pieces, nothing lost. A chat that is longer
-    is refused, because a cut chat is a wrong lesson.
+    A corpus document longer than `max_length` is split into consecutive pieces, nothing lost; a piece's id ends with
+    `/<its first token>`. A chat that is longer is cropped by the rules of its molecules, which never touch the question
+    or the answer (AMB-14); one whose molecules may not be cropped is refused, because a cut chat is a wrong lesson.
 
     Args:
         tokenizer_json: content of tokenizer.json.
@@ -51,81 +52,58 @@ def tokenize(examples: pa.Table, spec: Dataset, rendering: Rendering, tokenizer_
     Raises:
         DataError: a chat does not fit into `max_length`.
     """
-    encoder = _encoder(tokenizer_json)
-    identities = examples["id"].to_pylist()
+    encoder = Encoder.of(tokenizer_json, rendering.kmer)
     if rendering.frame is None:
-        molecule = spec.molecules[0].type
-        texts = [
-            rendering.bos + render.spell(render.tagged_sequence(molecule, sequences[0]), rendering.kmer) + rendering.eos
-            for sequences in examples["sequences"].to_pylist()
-        ]
-        documents = _encode(encoder, texts)
-        return _corpus_pieces(identities, documents, max_length)
-    prompts, answers = _chats(examples, spec, rendering)
-    asked, told = _encode(encoder, prompts), _encode(encoder, answers)
-    for identity, left, right in zip(identities, asked, told, strict=True):
-        if len(left) + len(right) > max_length:
-            raise DataError(
-                f"the chat has {len(left) + len(right)} tokens, a row takes {max_length}",
-                where=identity,
-                fix="raise max_length, or bound the molecule's maximum_length in the data set's spec",
-            )
-    ids = [left + right for left, right in zip(asked, told, strict=True)]
-    return _table(identities, ids, [len(left) for left in asked])
+        encoded = encoder.encode(examples, spec, rendering)
+        count = CropCount()
+        documents, split = _corpus_pieces(examples["id"], encoded.ids, max_length)
+    else:
+        encoded, count = _fitting_chats(encoder, examples, spec, rendering, max_length)
+        documents, split = _table(examples["id"], encoded.ids, encoded.target_starts), 0
+    return Tokenized(documents, count.examples, count.unmatched, dict(count.cut), dict(encoded.characters), split)
 
 
-def _chats(examples: pa.Table, spec: Dataset, rendering: Rendering) -> tuple[list[str], list[str]]:
-    """Prompts and the answers (with the end of the turn) that are trained on, in the order of the examples."""
-    assert rendering.frame is not None
-    prompts, answers = [], []
-    columns = (examples[name].to_pylist() for name in ("id", "sequences", "label"))
-    for identity, sequences, label in zip(*columns, strict=True):
-        asked = render.question(
-            spec,
-            sequences,
-            template=render.choose_question_template(spec, identity, rendering.seed),
-            tagged=render.choose(identity, rendering.seed, "tag") < rendering.tag_fraction,
-        )
-        if rendering.prompt == "reasoning":
-            told = render.reasoning_answer(spec, sequences, label)
-        else:
-            told = render.answer(spec, label, render.choose_answer_template(spec, label, identity, rendering.seed))
-        prompts.append(rendering.frame.prompt(asked))
-        answers.append(told + rendering.frame.after)
-    return prompts, answers
-
-
-@cache
-def _encoder(tokenizer_json: str) -> Tokenizer:
-    """One encoder per worker process."""
-    encoder = Tokenizer.from_str(tokenizer_json)
-    encoder.no_truncation()
-    encoder.no_padding()
-    return encoder
-
-
-def _encode(encoder: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-def _corpus_pieces(identities: list[str], documents: list[list[int]], max_length: int) -> pa.Table:
-    pieces = [
-        (identity if not start else f"{identity}{_PIECE_SUFFIX}{start}", ids[start : start + max_length])
-        for identity, ids in zip(identities, documents, strict=True)
-        for start in range(0, len(ids), max_length)
-    ]
-    return _table([name for name, _ in pieces], [ids for _, ids in pieces], [0] * len(pieces))
-
-
-def _table(identities: list[str], documents: list[list[int]], target_starts: list[int]) -> pa.Table:
-    lengths = np.fromiter((len(ids) for ids in documents), np.int32, len(documents))
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
-    values = np.fromiter((token for ids in documents for token in ids), np.int32, int(offsets[-1]))
-    return pa.Table.from_arrays(
-        [
-            pa.array(identities, pa.string()),
-            pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
-            pa.array(target_starts, pa.int32()),
-        ],
-        schema=TOKENS,
+def _fitting_chats(
+    encoder: Encoder, examples: pa.Table, spec: Dataset, rendering: Rendering, max_length: int
+) -> tuple[Encoded, CropCount]:
+    encoded = encoder.encode(examples, spec, rendering)
+    long = np.flatnonzero(encoded.ids.lengths > max_length)
+    if not len(long):
+        return encoded, CropCount()
+    fitting, count = crop_to_fit(
+        examples.take(pa.array(long)),
+        spec,
+        encoded.ids.lengths[long],
+        max_length,
+        lambda changed: encoder.encode(changed, spec, rendering).ids.lengths,
     )
+    short = encoder.encode(fitting, spec, rendering)
+    starts, lengths, target_starts = encoded.ids.offsets[:-1].copy(), encoded.ids.lengths, encoded.target_starts.copy()
+    starts[long] = len(encoded.ids.values) + short.ids.offsets[:-1]
+    lengths[long], target_starts[long] = short.ids.lengths, short.target_starts
+    source = np.concatenate([encoded.ids.values, short.ids.values])
+    ids = Ragged.gather(source, starts[:, None], lengths[:, None])
+    return Encoded(ids, target_starts, encoded.characters - count.cut), count
+
+
+def _corpus_pieces(identities: pa.ChunkedArray, documents: Ragged, max_length: int) -> tuple[pa.Table, int]:
+    """A table of documents cut into pieces of at most `max_length` tokens, and how many had to be cut."""
+    lengths = documents.lengths
+    if not len(lengths) or lengths.max() <= max_length:
+        return _table(identities, documents, np.zeros(len(lengths), np.int32)), 0
+    pieces = np.maximum(1, -(-lengths // max_length))
+    rows = np.repeat(np.arange(len(lengths)), pieces)
+    within = (np.arange(len(rows)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * max_length
+    names = identities.take(pa.array(rows)).to_pylist()
+    for place in np.flatnonzero(within).tolist():
+        names[place] = f"{names[place]}/{within[place]}"
+    # The pieces of a document follow one another, so its ids stay where they are.
+    offsets = np.append(documents.offsets[rows] + within, documents.offsets[-1])
+    cut = Ragged(offsets, documents.values)
+    return _table(pa.array(names, pa.string()), cut, np.zeros(len(rows), np.int32)), int((pieces > 1).sum())
+
+
+def _table(identities: pa.Array | pa.ChunkedArray, documents: Ragged, target_starts: npt.NDArray[np.int32]) -> pa.Table:
+    names = identities.combine_chunks() if isinstance(identities, pa.ChunkedArray) else identities
+    ids = pa.ListArray.from_arrays(pa.array(documents.offsets.astype(np.int32)), pa.array(documents.values))
+    return pa.Table.from_arrays([names, ids, pa.array(target_starts, pa.int32())], schema=TOKENS)

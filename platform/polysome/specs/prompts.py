@@ -1,12 +1,17 @@
-"""The two system prompts of the paper (A-70, A-71), by the name a recipe uses."""
+"""The system prompts of the paper (A-70, A-71) and of its authors' code (AMB-28), by the name a recipe uses."""
 
 from typing import Literal
 
-Prompt = Literal["concise", "reasoning", "none"]
+Prompt = Literal["concise", "concise_reference", "reasoning", "none"]
+"""`concise_reference` is the wording of the authors' training code; the others are those of the paper."""
 
 CONCISE_SYSTEM_PROMPT = (
     "You are a knowledgeable and helpful biology assistant. Please answer my biology sequence-related questions "
     "clearly and concisely. For regression tasks, please return a number."
+)
+CONCISE_REFERENCE_SYSTEM_PROMPT = (
+    "You are a knowledgeable and helpful biology assistant. Please answer my biology sequence-related questions "
+    "in a clear and concise manner. For regression task, please return a number."
 )
 REASONING_SYSTEM_PROMPT = (
     "You are a highly knowledgeable AI assistant specializing in biology, particularly in sequence-related topics. "
@@ -19,4 +24,9 @@ REASONING_SYSTEM_PROMPT = (
 
 def system_prompt(prompt: Prompt) -> str | None:
     """The wording of `prompt`; None for `none`."""
-    return {"concise": CONCISE_SYSTEM_PROMPT, "reasoning": REASONING_SYSTEM_PROMPT, "none": None}[prompt]
+    return {
+        "concise": CONCISE_SYSTEM_PROMPT,
+        "concise_reference": CONCISE_REFERENCE_SYSTEM_PROMPT,
+        "reasoning": REASONING_SYSTEM_PROMPT,
+        "none": None,
+    }[prompt]

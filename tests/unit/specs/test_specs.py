@@ -69,7 +69,7 @@ def test_a_spec_that_would_mislead_is_refused(changes, told):
 
 
 def test_labels_decode_what_their_codec_holds_and_refuse_the_rest():
-    assert BinaryLabel(kind="binary").decode("1") == 1.0
+    assert BinaryLabel(kind="binary").decode("1") == (1.0,)
     classes = MulticlassLabel(kind="multiclass", classes=["tRNA", "miRNA"])
     assert classes.encode(classes.decode("miRNA")) == "miRNA"
     number = RegressionLabel(kind="regression", decimals=1, minimum=0, maximum=1)
