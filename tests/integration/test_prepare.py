@@ -1,6 +1,12 @@
 """Preparing on real Ray Data: every document arrives once, exclusions and limits are counted, errors leave nothing."""
 
-import numpy as np
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -8,8 +14,11 @@ import yaml
 from polysome.config import ConfigurationError, DataError
 from polysome.data.config import PrepareConfig
 from polysome.data.manifest import read_manifest
+from polysome.data.rows import expand
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.specs import Dataset, dataset
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -33,9 +42,9 @@ def recipe(tokenizer, **changes):
 def documents(folder, manifest):
     """(all ids, trained ids) of every packed document."""
     for shard in manifest.shards:
-        for row in pq.read_table(f"{folder}/{shard.path}").to_pylist():
-            ids, labels, segments = (np.array(row[name]) for name in ("input_ids", "labels", "segment_ids"))
-            for segment in range(1, row["documents"] + 1):
+        rows = expand(pq.read_table(f"{folder}/{shard.path}"), manifest.max_length, manifest.pad_id)
+        for ids, labels, segments in zip(rows.input_ids, rows.labels, rows.segment_ids, strict=True):
+            for segment in range(1, segments.max() + 1):
                 inside = segments == segment
                 yield ids[inside].tolist(), labels[inside & (labels != -100)].tolist()
 
@@ -114,3 +123,81 @@ def test_an_error_in_a_worker_is_the_products_own_and_commits_nothing(tmp_path, 
         prepare(recipe(tiny_tokenizer, max_length=16), str(folder))
     assert type(error.value) is DataError
     assert not (folder / "manifest.json").exists()
+
+
+def big_recipe(tokenizer):
+    """Enough blocks that a kill comes between them, and a selection, which a resume must repeat exactly."""
+    sources = [
+        source("planted_promoter", "train", repeat=40),
+        source("planted_binding", "train", repeat=20, limit=1000),
+    ]
+    return {
+        "job": "prepare",
+        "name": "big",
+        "kind": "instruct",
+        "tokenizer": tokenizer,
+        "max_length": 512,
+        "sources": sources,
+        "exclude": [source("planted_promoter", "test")],
+    }
+
+
+def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path, tiny_tokenizer, isolated_environment):
+    from polysome.data.prepare import prepare
+
+    content = big_recipe(tiny_tokenizer)
+    whole = prepare(PrepareConfig(**{k: v for k, v in content.items() if k != "job"}), str(tmp_path / "whole"))
+    assert [report.examples for report in whole.sources] == [160_000, 20_000]
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "polysome.cli", "prepare", str(path), "--runs", str(tmp_path / "runs")]
+    command += ["--run-id", "big", "--json"]
+    folder = tmp_path / "runs" / "big" / "data"
+    for commits in (5, 15):
+        started = subprocess.Popen(
+            command, env=isolated_environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(list(folder.glob("commits/*.json"))) < commits:
+            assert started.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        os.kill(started.pid, signal.SIGKILL)
+        started.wait()
+        assert not (folder / "manifest.json").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("shards/*.parquet")}
+    done = subprocess.run(command, env=isolated_environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    resumed = read_manifest(str(folder))
+    assert resumed.fingerprint == whole.fingerprint
+    assert resumed.sources == whole.sources
+    # What stood was not written again, and nothing else is left.
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("shards/*.parquet")}
+    assert sum(after.get(name) == changed for name, changed in before.items()) >= 5
+    assert set(after) == {Path(shard.path).name for shard in resumed.shards}
+    assert not (folder / "commits").exists()
+
+
+def test_workers_that_are_killed_are_replaced_and_no_row_is_lost(tmp_path, tiny_tokenizer):
+    import psutil
+
+    from polysome.data.prepare import prepare
+
+    content = {k: v for k, v in big_recipe(tiny_tokenizer).items() if k != "job"}
+    killed = []
+
+    def kill_one(progress):
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "WriteShards" in " ".join(p.info["cmdline"] or [])]
+        mine = [p for p in workers if p.username() == psutil.Process().username() and is_ours(p)]
+        if mine and len(killed) < 2 and progress.shards >= 3 * (len(killed) + 1):
+            mine[0].kill()
+            killed.append(mine[0].pid)
+
+    def is_ours(process):
+        """Whether the worker belongs to this test's Ray, which this process started."""
+        return psutil.Process() in process.parents()
+
+    whole = prepare(PrepareConfig(**content), str(tmp_path / "whole"))
+    hurt = prepare(PrepareConfig(**content), str(tmp_path / "hurt"), report=kill_one)
+    assert killed
+    assert hurt.fingerprint == whole.fingerprint

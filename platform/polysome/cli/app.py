@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from polysome.cli import datasets, tokens
+from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
 if TYPE_CHECKING:
     from polysome.operations.recipes import Job
     from polysome.operations.runs import Run
     from polysome.serving.config import ServeConfig
-    from polysome.specs import SourceFile
 
 app = typer.Typer(
     name="polysome",
@@ -34,10 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-datasets_app = typer.Typer(help="Look at the declared data sets.", no_args_is_help=True)
-app.add_typer(datasets_app, name="datasets")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(tokens.app, name="tokens")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunsOption = Annotated[
     str, typer.Option("--runs", envvar="POLYSOME_RUNS", help="Folder or URL (any fsspec) that holds the runs.")
 ]
@@ -82,158 +81,17 @@ def doctor(as_json: JsonOption = False) -> None:
     findings = examine()
     failed = [finding for finding in findings if finding.verdict == "fail"]
     if as_json:
-        _print_json({"ok": not failed, "findings": [vars(finding) for finding in findings]})
+        print_json({"ok": not failed, "findings": [vars(finding) for finding in findings]})
     else:
         table = Table("", "what", "found", "how to mend it", box=None, pad_edge=False)
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for finding in findings:
             verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
             table.add_row(verdict, finding.subject, escape(finding.detail), escape(finding.fix))
-        _console().print(table)
-        _next("polysome doctor" if failed else "make demo")
+        console().print(table)
+        next_step("polysome doctor" if failed else "make demo")
     if failed:
         raise typer.Exit(ResourceError.exit_code)
-
-
-@datasets_app.command("ls")
-def datasets_ls(as_json: JsonOption = False) -> None:
-    """List the declared data sets."""
-    from polysome import specs
-
-    declared = []
-    for name in specs.names():
-        try:
-            declared.append(specs.dataset(name))
-        except ConfigurationError as error:
-            print(f"{name} is left out, its spec is wrong: {error.what}", file=sys.stderr)
-    if as_json:
-        _print_json([spec.model_dump(mode="json") for spec in declared])
-        return
-    table = Table("name", "task", "metric", "molecules", "splits (declared rows)", "licence", box=None, pad_edge=False)
-    for spec in declared:
-        counts = ", ".join(_declared_rows(split, sources) for split, sources in spec.splits.items())
-        kind = spec.task.label.kind if spec.task else "corpus"
-        metric = spec.task.metric if spec.task else "-"
-        molecules = " + ".join(molecule.type for molecule in spec.molecules)
-        table.add_row(spec.name, kind, metric, molecules, counts, escape(spec.licence))
-    _console().print(table)
-    _next(f"polysome datasets show {declared[0].name}" if declared else "polysome doctor")
-
-
-def _declared_rows(split: str, sources: "Sequence[SourceFile]") -> str:
-    """`dev (part of) 5,920`: how many rows a split's files declare, and whether it takes all of them."""
-    if not all(source.rows for source in sources):
-        return split
-    part = " (part of)" if any(source.share for source in sources) else ""
-    return f"{split}{part} {sum(source.rows or 0 for source in sources):,}"
-
-
-@datasets_app.command("show")
-def datasets_show(name: str, as_json: JsonOption = False) -> None:
-    """Print one data set's spec, with where each file is read from."""
-    import yaml
-
-    from polysome import specs
-    from polysome.storage import resolve
-
-    spec = specs.dataset(name)
-    content = spec.model_dump(mode="json", exclude_none=True)
-    for files in content["splits"].values():
-        for file in files:
-            file["read_from"] = resolve(file["uri"], file.get("mirror_path"))
-    if as_json:
-        _print_json(content)
-        return
-    _console().print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), end="", markup=False)
-    _next(f"polysome datasets sample {name} -n 3")
-
-
-@datasets_app.command("validate")
-def datasets_validate(
-    only: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None,
-    read: Annotated[bool, typer.Option("--read", help="Read every file whole: checksum, rows, labels.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Validate specs; with --read also the data behind them."""
-    from polysome import specs
-
-    results: list[dict[str, Any]] = []
-    for name in only or specs.names():
-        problem = None
-        rows: dict[str, int] = {}
-        try:
-            spec = specs.dataset(name)
-            if read:
-                from polysome.data.sources import read_examples
-
-                rows = {split: read_examples(spec, split).num_rows for split in spec.splits}
-        except PolysomeError as error:
-            problem = error
-        results.append({"name": name, "ok": problem is None, "rows": rows, "error": problem and _told(problem)})
-    wrong = [result for result in results if not result["ok"]]
-    if as_json:
-        _print_json(results)
-    else:
-        for result in results:
-            told = ", ".join(f"{split} {count:,}" for split, count in result["rows"].items())
-            _console().print(
-                f"[green]ok[/]    {result['name']}  {told}" if result["ok"] else f"[red]wrong[/] {result['name']}"
-            )
-            if result["error"]:
-                _console().print(_indent(str(result["error"]["text"])), markup=False)
-        _next(f"polysome datasets show {wrong[0]['name']}" if wrong else "polysome datasets ls")
-    if wrong:
-        raise typer.Exit(ConfigurationError.exit_code)
-
-
-@datasets_app.command("sample")
-def datasets_sample(
-    name: str,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Examples to print.")] = 3,
-    split: Annotated[str | None, typer.Option(help="Default: train.")] = None,
-    prompt: Annotated[str, typer.Option(help="System prompt: concise, reasoning or none.")] = "concise",
-    seed: Annotated[int, typer.Option(help="Of the choice of templates.")] = 42,
-    as_json: JsonOption = False,
-) -> None:
-    """Print examples as a model sees them: rendered chats, or the sequences of a corpus."""
-    from typing import get_args
-
-    from polysome import specs
-    from polysome.data import render
-    from polysome.data.sources import read_examples
-
-    spec = specs.dataset(name)
-    if prompt not in get_args(specs.Prompt):
-        raise ConfigurationError(
-            f"no prompt {prompt!r}", where="--prompt", fix=f"choose one of {', '.join(get_args(specs.Prompt))}"
-        )
-    chosen: Any = split or ("train" if "train" in spec.splits else next(iter(spec.splits)))
-    samples = []
-    for row in read_examples(spec, chosen, limit=count).to_pylist():
-        sample: dict[str, Any] = {"id": row["id"]}
-        if spec.task is None:
-            sample["sequence"] = row["sequences"][0]
-        else:
-            question = render.question(
-                spec, row["sequences"], template=render.choose_question_template(spec, row["id"], seed)
-            )
-            if prompt == "reasoning":
-                answer = render.reasoning_answer(spec, row["sequences"], row["label"])
-            else:
-                template = render.choose_answer_template(spec, row["label"], row["id"], seed)
-                answer = render.answer(spec, row["label"], template)
-            sample |= {"label": row["label"], "messages": render.messages(prompt, question, answer)}  # type: ignore[arg-type]
-        samples.append(sample)
-    if as_json:
-        _print_json(samples)
-        return
-    for sample in samples:
-        _console().print(f"[bold]{sample['id']}[/]" + (f"  label {sample['label']:g}" if "label" in sample else ""))
-        for message in sample.get("messages", []):
-            _console().print(f"  {message['role']}: {message['content']}", markup=False)
-        if "sequence" in sample:
-            _console().print(f"  {sample['sequence']}", markup=False)
-    _next(f"polysome datasets validate {name} --read")
 
 
 def _add_job(name: str, job: "Job | None", summary: str) -> None:
@@ -284,14 +142,14 @@ def _serve(config: Any, as_json: bool) -> None:
 
     def ready(url: str, served: "ServeConfig") -> None:
         if as_json:
-            _print_json({"url": url, "model": served.name, "folder": served.model})
+            print_json({"url": url, "model": served.name, "folder": served.model})
         else:
-            console = _console()
-            console.print(f"[bold]{served.name}[/] is served at [bold]{url}[/]; Ctrl-C ends it")
+            screen = console()
+            screen.print(f"[bold]{served.name}[/] is served at [bold]{url}[/]; Ctrl-C ends it")
             path, body = _example_request(served)
             command = f"curl -s {url}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-            console.print(command, markup=False, soft_wrap=True)
-            _next(f"polysome predict --url {url} --task TASK SEQUENCE")
+            screen.print(command, markup=False, soft_wrap=True)
+            next_step(f"polysome predict --url {url} --task TASK SEQUENCE")
         sys.stdout.flush()
 
     jobs.serve(config, ready)
@@ -334,16 +192,16 @@ def predict(
         predictions = client.ask_server(url or "http://127.0.0.1:8000", task, raw)
     named = [{"id": name, **prediction} for (name, _), prediction in zip(records, predictions, strict=True)]
     if as_json:
-        _print_json(named)
+        print_json(named)
         return
     table = Table("record", "answer", "probability", "in the model's words", box=None, pad_edge=False)
     for item in named:
         value = "-" if item["value"] is None else f"{item['value']:g}"
         probability = "" if item["probability"] is None else f"{item['probability']:.3f}"
         table.add_row(escape(item["id"]), escape(item["label"] or value), probability, escape(item["text"]))
-    _console().print(table)
-    _console().print("Probabilities are the model's own, not calibrated. For research use only.", style="dim")
-    _next("polysome predict --json …")
+    console().print(table)
+    console().print("Probabilities are the model's own, not calibrated. For research use only.", style="dim")
+    next_step("polysome predict --json …")
 
 
 @app.command()
@@ -379,16 +237,16 @@ def submit(
         recipe, overrides or [], address=address, runs_root=runs, run_id=run_id, follow=follow, show=show
     )
     if as_json:
-        _print_json(vars(job))
+        print_json(vars(job))
     elif not follow:
-        _next(f"ray job logs --address {address} --follow {job.id}")
+        next_step(f"ray job logs --address {address} --follow {job.id}")
     elif job.exit_code == 0:
-        _next(f"polysome runs --runs {runs}")
+        next_step(f"polysome runs --runs {runs}")
     else:
         print(
             f"job {job.id} ended as {job.status}: {job.message.splitlines()[0] if job.message else ''}", file=sys.stderr
         )
-        _next(f"ray job logs --address {address} {job.id}")
+        next_step(f"ray job logs --address {address} {job.id}")
     if job.exit_code:
         raise typer.Exit(job.exit_code)
 
@@ -405,13 +263,13 @@ def runs_command(
 
     if run_id is not None:
         record = registry.read_run(join(runs, run_id))
-        _print_json(record.model_dump(mode="json"))
+        print_json(record.model_dump(mode="json"))
         if not as_json:
-            _next(f"polysome runs --runs {shlex.quote(runs)}")
+            next_step(f"polysome runs --runs {shlex.quote(runs)}")
         return
     found = registry.list_runs(runs)
     if as_json:
-        _print_json([{"folder": folder, **record.model_dump(mode="json")} for folder, record in found])
+        print_json([{"folder": folder, **record.model_dump(mode="json")} for folder, record in found])
         return
     table = Table("run", "job", "status", "started (UTC)", "took", "user", "commit", box=None, pad_edge=False)
     colours = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
@@ -428,10 +286,10 @@ def runs_command(
             commit,
         )
     if found:
-        _console().print(table)
+        console().print(table)
     else:
-        _console().print(f"no runs in {runs}", markup=False)
-    _next(
+        console().print(f"no runs in {runs}", markup=False)
+    next_step(
         f"polysome runs {found[0][1].id} --runs {shlex.quote(runs)}" if found else "polysome run jobs/recipes/demo.yaml"
     )
 
@@ -449,7 +307,7 @@ def config_schema(
     found = schemas()
     if job is not None and job not in found:
         raise ConfigurationError(f"no schema {job!r}", where="config-schema", fix=f"choose one of {', '.join(found)}")
-    _print_json(found if job is None else found[job])
+    print_json(found if job is None else found[job])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -462,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=argv, prog_name="polysome", standalone_mode=False)
     except PolysomeError as error:
-        _report(_told(error), as_json)
+        report_error(told(error), as_json)
         if _debug:
             raise
         return error.exit_code
@@ -473,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error.format_message())
             return error.exit_code
         # A wrong option or argument; with no argument at all the message is the help.
-        _report({"type": "UsageError", "text": error.format_message(), "exit_code": error.exit_code}, as_json)
+        report_error({"type": "UsageError", "text": error.format_message(), "exit_code": error.exit_code}, as_json)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
@@ -488,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = (
             f"{type(error).__name__}: {error}\n  fix:   this is not expected; `polysome --debug …` prints the traceback"
         )
-        _report({"type": type(error).__name__, "text": text, "exit_code": 1}, as_json)
+        report_error({"type": type(error).__name__, "text": text, "exit_code": 1}, as_json)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -514,60 +372,23 @@ def _run_job(
 def _tell_run(done: "Run", runs: str, as_json: bool) -> None:
     record = done.record
     if as_json:
-        _print_json({"folder": done.folder, **record.model_dump(mode="json")})
+        print_json({"folder": done.folder, **record.model_dump(mode="json")})
         return
-    console = _console()
+    screen = console()
     if done.reusable:
-        console.print(f"{record.id} had finished before; nothing was done", markup=False)
+        screen.print(f"{record.id} had finished before; nothing was done", markup=False)
     if record.job != "pipeline":
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in record.results.items():
             table.add_row(name, escape(f"{value:g}" if isinstance(value, float) else str(value)))
-        console.print(table)
-    console.print(f"run {done.folder}", markup=False, soft_wrap=True)
+        screen.print(table)
+    screen.print(f"run {done.folder}", markup=False, soft_wrap=True)
     following = {
         "prepare": f"polysome train RECIPE data={record.results.get('data', done.folder)}",
         "train": f"polysome serve {record.results.get('export', done.folder)}",
         "pipeline": f"polysome runs --runs {shlex.quote(runs)}",
     }
-    _next(following.get(record.job, f"polysome runs {record.id} --runs {shlex.quote(runs)}"))
-
-
-def _console() -> Console:
-    """A console for people: no colour unless it is a terminal, and no folding of what is piped."""
-    terminal = sys.stdout.isatty()
-    return Console(file=sys.stdout, highlight=False, width=None if terminal else 200)
-
-
-def _next(command: str) -> None:
-    _console().print(f"next: {command}", markup=False, soft_wrap=True)
-
-
-def _print_json(content: Any) -> None:
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
-
-
-def _told(error: PolysomeError) -> dict[str, Any]:
-    return {
-        "type": type(error).__name__,
-        "what": error.what,
-        "where": error.where,
-        "fix": error.fix,
-        "text": str(error),
-        "exit_code": error.exit_code,
-    }
-
-
-def _report(told: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json({"error": told})
-    else:
-        Console(file=sys.stderr, highlight=False, soft_wrap=True).print(f"[red]error[/] {escape(str(told['text']))}")
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"      {line}" for line in text.splitlines())
+    next_step(following.get(record.job, f"polysome runs {record.id} --runs {shlex.quote(runs)}"))
 
 
 def _duration(started: str, finished: str | None) -> str:

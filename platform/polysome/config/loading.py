@@ -1,6 +1,7 @@
 """YAML plus dotted overrides in, one validated frozen model out."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -19,9 +20,17 @@ class Config(BaseModel):
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, which plain YAML resolves in silence."""
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, and leaves numbers with underscores as text, as YAML 1.2 does:
+    `2_1_1` is not 211."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBER_TAGS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -33,6 +42,18 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    _NUMBER_TAGS[0], re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_StrictLoader.add_implicit_resolver(
+    _NUMBER_TAGS[1],
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -50,7 +71,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"not UTF-8 text: {error.reason}", where=str(path), fix="save it as UTF-8") from error
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        content = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -79,7 +100,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
                 f"override {override!r} is not key=value", where="command line", fix="write dotted.key=value"
             )
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_StrictLoader)
         except yaml.YAMLError as error:
             raise ConfigurationError(
                 f"the value of override {override!r} is not YAML", where="command line", fix="quote the value"

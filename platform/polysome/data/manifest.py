@@ -13,6 +13,8 @@ class Shard(Config):
 
     path: str
     """Relative to the prepared folder."""
+    source: int = 0
+    """Position of its source in the recipe."""
     sha256: str
     rows: int
     documents: int
@@ -29,26 +31,42 @@ class SourceReport(Config):
     version: int
     split: str
     prompt: str
-    repeat: int
     licence: str
+    molecules: list[str]
+    """Types of the molecules of an example."""
     files: dict[str, str]
     """uri -> sha256 of the decompressed content that was read."""
     records: int
-    """Records read, before anything was set aside (once, whatever the repeat factor)."""
+    """Records read, before anything was set aside (once, however often its examples stand in the data)."""
     quarantined: int
     quarantine_reasons: dict[str, int]
+    changed: dict[str, int]
+    """Sequences that cleaning changed, by kind of change."""
     excluded: dict[str, int]
     """Examples left out because a protected split holds their sequences: count by `dataset/split`."""
+    duplicates: int
+    """Examples left out because they equal an earlier one."""
+    conflicts: int
+    """Examples left out because others with the same sequences are labelled otherwise."""
     beyond_limit: int
     """Examples left out by the source's `limit`."""
+    not_drawn: int
+    """Examples left out because the source's part of the mixture is smaller."""
+    cropped: int
+    """Chats whose molecules were cropped to fit a row (AMB-14), repeats counted."""
+    unmatched: int
+    """Of those, chats in which `crop: match` found no place and kept the centre."""
+    examples: int
+    """Examples in an epoch, repeats counted."""
     documents: int
-    """Documents packed, repeats counted."""
+    """Documents packed: examples, or pieces of them in a corpus."""
+    tokens: int
 
 
 class Manifest(Config):
     """`manifest.json`; it is written last, so a folder without it is unfinished."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str
     kind: Literal["pretrain", "instruct"]
     recipe_fingerprint: str
@@ -58,12 +76,15 @@ class Manifest(Config):
     tokenizer_fingerprint: str
     vocabulary_size: int
     max_length: int
+    pad_id: int
     rows: int
     documents: int
     tokens: int
     targets: int
     packing_efficiency: float
     """tokens / (rows x max_length)."""
+    tokens_by_molecules: dict[str, int] = {}
+    """Tokens by what the examples are about: `dna`, `rna+protein`, …"""
     shards: list[Shard]
     sources: list[SourceReport]
 

@@ -1,33 +1,33 @@
-"""Prepare a training folder on Ray Data: read, clean, render, tokenize, plan, pack, commit Parquet shards + manifest.
+"""Prepare a training folder on Ray Data: read, clean, select, render, tokenize, pack, commit shards, then the manifest.
 
-Each file of each source is one unit of work. A unit streams through its reader block by block; a block becomes one
-shard, whose name and content depend on the recipe alone. The manifest is written last and makes the folder whole.
+Readers stream files into blocks, and any free CPU makes a block into a shard; what waits between them is bounded by
+Ray Data's back-pressure. Every shard is committed on its own, so a preparation that was killed goes on where it
+stopped. The manifest is written last and makes the folder whole.
 """
 
-import hashlib
-import io
 import logging
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from polysome import __version__
 from polysome.config import ConfigurationError, DataError
+from polysome.data.audit import AuditReport, audit
 from polysome.data.config import PrepareConfig, PrepareSettings, Source
+from polysome.data.examples import FileReport, read_file
 from polysome.data.manifest import MANIFEST, Manifest, Shard, SourceReport, read_manifest, write_manifest
-from polysome.data.pack import pack
+from polysome.data.mixture import FileSurvey, Selection, select
+from polysome.data.progress import Report, Tally, silent
 from polysome.data.protection import Contained, Equal, Protection
 from polysome.data.ray_errors import cause_of
-from polysome.data.render import ChatFrame, choose, sequence_kmer
-from polysome.data.sources import FileReport, read_file
-from polysome.data.tokenize import Rendering, tokenize
+from polysome.data.render import Style, check_style, choose
+from polysome.data.tokenize import Rendering, tokenize, verify_spans
 from polysome.data.tokenizer_files import (
     TOKENIZER_FOLDER,
     copy_tokenizer,
@@ -35,76 +35,108 @@ from polysome.data.tokenizer_files import (
     local_tokenizer,
     tokenizer_fingerprint,
 )
-from polysome.specs import Dataset, SourceFile, dataset
-from polysome.storage import exists, fingerprint, join, open_atomic, remove
+from polysome.data.units import (
+    COMMIT_FOLDER,
+    QUARANTINE_FOLDER,
+    SHARD_FOLDER,
+    FileRead,
+    ReadBlocks,
+    ShardWritten,
+    Statement,
+    SurveyFiles,
+    Unit,
+    WriteShards,
+    count_held,
+    from_commit,
+)
+from polysome.specs import Dataset, SourceFile, Split, dataset
+from polysome.storage import exists, fingerprint, join, list_folder, read_json, remove, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PREFLIGHT_RECORDS = 50_000
-SHARD_FOLDER = "shards"
-QUARANTINE_FOLDER = "quarantine"
+PREFLIGHT_RECORDS = 5_000
+PREFLIGHT_BYTES = 1 << 20
+PREFLIGHT_DOCUMENTS = 64
+RECIPE = "recipe.json"
+AUDIT = "audit.json"
+FORMAT = 2
+"""Of shards and commits; a folder of another format is made anew."""
+BLOCK_BYTES = 1 << 20
+"""What Ray gathers from one worker before it hands it on. Blocks of examples are larger and so travel one by one."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One file of one source in one repeat: what a worker gets."""
+def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> Manifest:
+    """Run the recipe into `folder` (any fsspec URL) on the connected Ray cluster.
 
-    index: int
-    source: Source
-    spec: Dataset
-    file: SourceFile
-    rendering: Rendering
-    repeat: int
-
-
-def prepare(config: PrepareConfig, folder: str) -> Manifest:
-    """Run the recipe into `folder` (any fsspec URL) on the connected Ray cluster; a finished equal folder is kept.
+    A finished equal folder is kept as it is; an unfinished one is gone on with, and what it has committed is not done
+    again.
 
     Raises:
         ConfigurationError: the recipe does not fit its data sets or tokenizer; before any worker starts.
-        DataError: a source is missing or not what its spec declares; nothing is committed.
+        DataError: a source is missing or not what its spec declares. What was committed stays.
+        ResourceError: no space is left. What was committed stays.
     """
     check_sources(config, where=f"recipe {config.name}")
     tokenizer_folder = local_tokenizer(config.tokenizer)
     identity = _fingerprint(config, tokenizer_folder)
-    if exists(join(folder, MANIFEST)) and (found := read_manifest(folder).recipe_fingerprint) != identity:
-        raise ConfigurationError(
-            f"{folder} holds prepared data of another recipe ({found}, this one is {identity})",
-            where=folder,
-            fix="name another folder, or remove that one",
-        )
-    units = _units(config, load_tokenizer(tokenizer_folder))
-    preflight([(unit.spec, unit.source.split, unit.file) for unit in units if unit.repeat == 0])
-    for stale in (MANIFEST, SHARD_FOLDER, QUARANTINE_FOLDER):
-        remove(join(folder, stale))
+    if exists(join(folder, MANIFEST)):
+        found = read_manifest(folder)
+        if found.recipe_fingerprint != identity:
+            raise ConfigurationError(
+                f"{folder} holds prepared data of another recipe, tokenizer or template ({found.recipe_fingerprint}, "
+                f"this one is {identity})",
+                where=folder,
+                fix="name another folder, or remove that one",
+            )
+        return found
+    tokenizer = load_tokenizer(tokenizer_folder)
+    units = _units(config, tokenizer)
+    preflight([(unit.spec, unit.source.split, unit.file) for unit in units])
+    _preflight_rendering(config, units, tokenizer_folder)
+    committed = _committed(folder, identity)
     copy_tokenizer(tokenizer_folder, join(folder, TOKENIZER_FOLDER))
-    statements = _run(config, units, protected(config), folder, tokenizer_folder)
-    manifest = _manifest(config, identity, tokenizer_folder, units, statements)
+    protection = protected(config)
+    selection = None
+    if config.selects:
+        surveys = _survey(config, units, protection)
+        selection = select(config, surveys)
+        units = _passes(units, selection)
+    else:
+        surveys = []
+        units = _repeats(config, units)
+    statements = _run(config, units, protection, folder, tokenizer_folder, committed, report)
+    if config.audit:
+        write_json(join(folder, AUDIT), _audit(config).model_dump())
+    manifest = _manifest(config, identity, tokenizer_folder, units, statements, protection, surveys, selection)
     write_manifest(folder, manifest)
+    remove(join(folder, COMMIT_FOLDER))
     return manifest
 
 
-def preflight(files: list[tuple[Dataset, str, SourceFile]]) -> None:
+def preflight(files: list[tuple[Dataset, Split, SourceFile]]) -> None:
     """Read the head of every file on the driver, so that what is wrong shows before any worker starts.
 
     Raises:
-        DataError: see `read_file`; up to `PREFLIGHT_RECORDS` records of each file are looked at.
+        DataError: see `read_file`; some PREFLIGHT_RECORDS records of each file are looked at.
     """
     for spec, split, file in files:
-        for _ in read_file(spec, split, file, FileReport(file.uri), limit=PREFLIGHT_RECORDS):  # type: ignore[arg-type]
+        whole = file.model_copy(update={"share": None})
+        head = read_file(spec, split, whole, FileReport(file.uri), limit=PREFLIGHT_RECORDS, block_bytes=PREFLIGHT_BYTES)
+        for _ in head:
             pass
 
 
 def protected(config: PrepareSettings) -> Protection:
     """What the recipe's excluded splits hold, ready to be looked up."""
-    held: dict[str, list[list[str]]] = {}
+    held: dict[str, list[pa.Array]] = {}
     for item in config.exclude:
         spec = dataset(item.dataset)
-        for file in spec.files(item.split):
+        for file in spec.files(item.split, item.subsets):
             for batch in read_file(spec, item.split, file, FileReport(file.uri)):
-                held.setdefault(f"{item.dataset}/{item.split}", []).extend(batch.examples["sequences"].to_pylist())
-    return Contained(held) if config.kind == "pretrain" else Equal(held)
+                held.setdefault(f"{item.dataset}/{item.split}", []).append(batch.examples["sequences"].combine_chunks())
+    joined = {name: pa.concat_arrays(parts) for name, parts in held.items()}
+    return Contained(joined) if config.kind == "pretrain" else Equal(joined)
 
 
 def check_sources(config: PrepareSettings, *, where: str) -> None:
@@ -112,12 +144,14 @@ def check_sources(config: PrepareSettings, *, where: str) -> None:
 
     Raises:
         ConfigurationError: a data set is not declared, has no task to ask about, or no reasoning to train on.
-        DataError: a data set has no such split.
+        DataError: a data set has no such split or subset.
     """
+    for item in config.exclude:
+        dataset(item.dataset).files(item.split, item.subsets)
     for source in config.sources:
         spec = dataset(source.dataset)
-        spec.files(source.split)
-        if config.kind == "instruct" and spec.task is None:
+        spec.files(source.split, source.subsets)
+        if config.kind == "instruct" and spec.kind == "corpus":
             raise ConfigurationError(
                 f"{source.dataset!r} is an unlabelled corpus and cannot be asked about",
                 where=f"{where}: sources",
@@ -129,18 +163,22 @@ def check_sources(config: PrepareSettings, *, where: str) -> None:
                 where=f"{where}: sources",
                 fix="use it in a recipe of kind instruct",
             )
-        if source.prompt == "reasoning" and config.kind == "instruct" and spec.task and not spec.task.reasoning:
+        if config.kind == "pretrain":
+            continue
+        if source.prompt == "reasoning" and spec.task and not spec.task.reasoning:
             raise ConfigurationError(
                 f"{source.dataset!r} declares no reasoning steps",
                 where=f"{where}: sources",
                 fix="use the concise prompt for it, or declare task.reasoning in its spec",
             )
+        check_style(spec, Style(config.task_tag, source.wording, config.tag_style))
 
 
 def _fingerprint(config: PrepareConfig, tokenizer_folder: Path) -> str:
     names = sorted({item.dataset for item in config.sources} | {item.dataset for item in config.exclude})
     return fingerprint(
         {
+            "format": FORMAT,
             "recipe": config.model_dump(exclude={"tokenizer"}),
             "specs": {name: dataset(name).model_dump() for name in names},
             "tokenizer": tokenizer_fingerprint(tokenizer_folder),
@@ -150,144 +188,197 @@ def _fingerprint(config: PrepareConfig, tokenizer_folder: Path) -> str:
 
 
 def _units(config: PrepareConfig, tokenizer: "PreTrainedTokenizerBase") -> list[Unit]:
+    """The first pass over every file of every source."""
     units: list[Unit] = []
-    for source in config.sources:
+    for position, source in enumerate(config.sources):
         spec = dataset(source.dataset)
-        frame = ChatFrame.of(tokenizer, source.prompt) if config.kind == "instruct" else None
-        for repeat in range(source.repeat):
-            rendering = Rendering(
-                frame=frame,
-                kmer=sequence_kmer(tokenizer),
-                bos=str(tokenizer.bos_token or ""),
-                eos=str(tokenizer.eos_token),
-                prompt=source.prompt,
-                tag_fraction=config.tag_fraction,
-                seed=int(choose(f"{source.dataset}/{source.split}/{source.prompt}", config.seed, str(repeat)) * 2**31),
-            )
-            for file in spec.files(source.split):
-                units.append(Unit(len(units), source, spec, file, rendering, repeat))
+        rendering = _rendering(config, source, tokenizer)
+        for file in spec.files(source.split, source.subsets):
+            units.append(Unit(len(units), position, source, spec, file, 0, rendering))
     return units
 
 
-@dataclass(frozen=True)
-class _UnitWork:
-    """Runs in the workers: a unit in, one line of statistics per shard and one for the file out."""
+def _rendering(config: PrepareConfig, source: Source, tokenizer: "PreTrainedTokenizerBase") -> Rendering:
+    """How the examples of a source become text; every pass over it draws its templates and tags anew."""
+    return Rendering.of(
+        tokenizer,
+        chat=config.kind == "instruct",
+        prompt=source.prompt,
+        seed=int(choose(f"{source.dataset}/{source.split}/{source.prompt}", config.seed, "rendering") * 2**31),
+        style=Style(config.task_tag, source.wording, config.tag_style),
+    )
 
-    units: list[Unit]
-    protection: Protection
-    folder: str
-    tokenizer_json: str
-    max_length: int
-    pad_id: int
-    seed: int
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for index in batch["unit"].to_pylist():
-            yield from self._unit(self.units[index])
+def _repeats(config: PrepareConfig, units: list[Unit]) -> list[Unit]:
+    """All passes over all files when every example is taken."""
+    return _numbered([unit for unit in units for _ in range(unit.source.repeat)])
 
-    def _unit(self, unit: Unit) -> Iterator[pa.Table]:
-        report = FileReport(unit.file.uri)
-        excluded: Counter[str] = Counter()
-        kept = beyond_limit = 0
-        quarantine = []
-        for number, block in enumerate(read_file(unit.spec, unit.source.split, unit.file, report)):
-            quarantine.append(block.quarantine)
-            holders = [self.protection.holder(sequences) for sequences in block.examples["sequences"].to_pylist()]
-            excluded.update(holder for holder in holders if holder)
-            examples = block.examples.filter(pa.array([holder is None for holder in holders], pa.bool_()))
-            if unit.source.limit is not None:
-                # The limit counts per file, so that units stay independent of one another.
-                room = unit.source.limit - kept
-                beyond_limit += max(0, examples.num_rows - room)
-                examples = examples.slice(0, room)
-            kept += examples.num_rows
-            if examples.num_rows:
-                yield self._shard(unit, number, examples)
-        if report.quarantined:
-            with open_atomic(join(self.folder, f"{QUARANTINE_FOLDER}/{unit.index:05d}.parquet")) as handle:
-                pq.write_table(pa.concat_tables(quarantine), handle)
-        yield _line(
-            _FileRead(
-                unit.index,
-                report.records,
-                report.quarantined,
-                dict(excluded),
-                beyond_limit,
-                report.sha256,
-                report.reasons,
-            )
+
+def _passes(units: list[Unit], selection: Selection) -> list[Unit]:
+    """The passes that a selection takes, each with its examples marked."""
+    chosen = []
+    for unit, masks in zip(units, selection.passes, strict=True):
+        chosen += [_taking(unit, mask) for mask in masks]
+    return _numbered(chosen)
+
+
+def _taking(unit: Unit, mask: Any) -> Unit:
+    return Unit(unit.index, unit.position, unit.source, unit.spec, unit.file, 0, unit.rendering, np.packbits(mask))
+
+
+def _numbered(units: list[Unit]) -> list[Unit]:
+    """The units in order with their final index, pass number and seed."""
+    passes: Counter[tuple[int, int]] = Counter()
+    numbered = []
+    for index, unit in enumerate(units):
+        number = passes[unit.position, unit.index]
+        passes[unit.position, unit.index] += 1
+        rendering = unit.rendering.for_pass(number)
+        numbered.append(Unit(index, unit.position, unit.source, unit.spec, unit.file, number, rendering, unit.taken))
+    return numbered
+
+
+def _preflight_rendering(config: PrepareConfig, units: list[Unit], tokenizer_folder: Path) -> None:
+    """Render and tokenize some examples of every source here, and verify what would be trained on."""
+    tokenizer_json = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
+    for position in range(len(config.sources)):
+        unit = next(unit for unit in units if unit.position == position)
+        whole = unit.file.model_copy(update={"share": None})
+        head = read_file(
+            unit.spec, unit.source.split, whole, FileReport(unit.file.uri), limit=1, block_bytes=PREFLIGHT_BYTES
         )
+        examples = next(iter(head)).examples.slice(0, PREFLIGHT_DOCUMENTS)
+        if examples.num_rows:
+            tokenized = tokenize(examples, unit.spec, unit.rendering, tokenizer_json, config.max_length)
+            verify_spans(tokenized.documents, examples, unit.spec, unit.rendering, tokenizer_json)
 
-    def _shard(self, unit: Unit, number: int, examples: pa.Table) -> pa.Table:
-        documents = tokenize(examples, unit.spec, unit.rendering, self.tokenizer_json, self.max_length)
-        # Shuffled before packing, so that which documents share a row does not follow the order of the source.
-        order = np.random.default_rng([self.seed, unit.index, number]).permutation(documents.num_rows)
-        rows = pack(documents.take(pa.array(order)), self.max_length, self.pad_id)
-        path = f"{SHARD_FOLDER}/{unit.index:05d}-{number:06d}.parquet"
-        content = io.BytesIO()
-        pq.write_table(rows, content, compression="zstd", row_group_size=4096)
-        with open_atomic(join(self.folder, path)) as handle:
-            handle.write(content.getbuffer())
-        shard = Shard(
-            path=path,
-            sha256=hashlib.sha256(content.getbuffer()).hexdigest(),
-            rows=rows.num_rows,
-            documents=documents.num_rows,
-            tokens=int(np.sum(rows["tokens"].to_numpy())),
-            targets=int(np.sum(rows["targets"].to_numpy())),
+
+def _committed(folder: str, identity: str) -> list[Statement]:
+    """What an interrupted attempt at the same recipe has committed; the rests of another recipe are removed."""
+    recipe = join(folder, RECIPE)
+    if not exists(recipe) or read_json(recipe).get("fingerprint") != identity:
+        for stale in (RECIPE, COMMIT_FOLDER, SHARD_FOLDER, QUARANTINE_FOLDER):
+            remove(join(folder, stale))
+        write_json(recipe, {"fingerprint": identity, "format": FORMAT})
+        return []
+    commits = join(folder, COMMIT_FOLDER)
+    return [from_commit(read_json(join(commits, name))) for name in list_folder(commits) if name.endswith(".json")]
+
+
+def _unfinished(units: list[Unit], committed: list[Statement]) -> tuple[list[Unit], frozenset[tuple[int, int]]]:
+    """Units whose file was not read to its end or that lack a block, and the blocks that are committed."""
+    blocks = frozenset((item.unit, item.number) for item in committed if isinstance(item, ShardWritten))
+    whole = {
+        item.unit
+        for item in committed
+        if isinstance(item, FileRead) and all((item.unit, number) in blocks for number in range(item.blocks))
+    }
+    return [unit for unit in units if unit.index not in whole], blocks
+
+
+def _survey(config: PrepareConfig, units: list[Unit], protection: Protection) -> list[FileSurvey]:
+    work = SurveyFiles(units, protection, config.deduplicate == "both_strands")
+    with _ray_data():
+        rows = _units_dataset(units).map_batches(
+            work, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1
         )
-        return _line(_ShardWritten(unit.index, shard))
-
-
-@dataclass(frozen=True)
-class _ShardWritten:
-    """What a worker says of a shard."""
-
-    unit: int
-    shard: Shard
-
-
-@dataclass(frozen=True)
-class _FileRead:
-    """What a worker says of a file that it read to its end."""
-
-    unit: int
-    records: int
-    quarantined: int
-    excluded: dict[str, int]
-    beyond_limit: int
-    sha256: str
-    reasons: dict[str, int]
-
-
-def _line(statement: _ShardWritten | _FileRead) -> pa.Table:
-    """One row of Ray Data's output: few and small, so that they travel as they are."""
-    return pa.table({"statement": pa.array([pickle.dumps(statement)], pa.binary())})
+        found = {row["unit"]: pickle.loads(row["survey"]) for row in rows.iter_rows()}
+    return [found[unit.index] for unit in units]
 
 
 def _run(
-    config: PrepareConfig, units: list[Unit], protection: Protection, folder: str, tokenizer_folder: Path
-) -> list[_ShardWritten | _FileRead]:
+    config: PrepareConfig,
+    units: list[Unit],
+    protection: Protection,
+    folder: str,
+    tokenizer_folder: Path,
+    committed: list[Statement],
+    report: Report,
+) -> list[Statement]:
     import ray
 
     tokenizer_json = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
-    pad_id = load_tokenizer(tokenizer_folder).pad_token_id or 0
-    work = _UnitWork(units, protection, folder, tokenizer_json, config.max_length, pad_id, config.seed)
-    table = pa.table({"unit": pa.array([unit.index for unit in units], pa.int64())})
+    waiting, blocks_done = _unfinished(units, committed)
+    read = ReadBlocks(units, folder, blocks_done)
+    write = WriteShards(units, protection, folder, tokenizer_json, config.max_length, config.seed)
+    statements = list(committed)
+    tally = Tally(len(units), _declared(units), report, files=len(units) - len(waiting))
+    for statement in committed:
+        if isinstance(statement, ShardWritten):
+            tally.examples_before += statement.examples
+            tally.shard(statement.examples, statement.shard.tokens if statement.shard else 0)
+    if not waiting:
+        return statements
+    readers = max(1, min(len(waiting), int(ray.cluster_resources().get("CPU", 1))))
+    with _ray_data():
+        # Readers take no CPU of Ray's: a reader that waits for room would otherwise keep the CPU that makes room.
+        blocks = _units_dataset(waiting).map_batches(
+            read,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(size=readers),
+        )
+        shards = blocks.map_batches(write, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1)
+        for row in shards.iter_rows():
+            statement = pickle.loads(row["statement"])
+            statements.append(statement)
+            if isinstance(statement, ShardWritten):
+                tally.shard(statement.examples, statement.shard.tokens if statement.shard else 0)
+            else:
+                tally.files += 1
+                tally.tell()
+    tally.tell(at_once=True)
+    return statements
+
+
+def _units_dataset(units: list[Unit]) -> Any:
+    """A Ray data set of unit numbers, one block each, so that each is a task."""
+    import ray
+
+    return ray.data.from_arrow([pa.table({"unit": pa.array([unit.index], pa.int64())}) for unit in units])
+
+
+@contextmanager
+def _ray_data() -> Iterator[None]:
+    """Ray Data as preparation wants it, and its failures as the product's own errors."""
+    import ray
+
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    # Ray's own log of an execution: the manifest tells what came out, and an error is raised as well as logged.
+    before = context.target_max_block_size, context.enable_progress_bars
+    context.target_max_block_size, context.enable_progress_bars = BLOCK_BYTES, False
+    # Ray's own log of an execution: progress is told by the job, and an error is raised as well as logged.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    rows = ray.data.from_arrow([table.slice(index, 1) for index in range(len(units))]).map_batches(
-        work, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1
-    )
     try:
-        return [pickle.loads(row["statement"]) for row in rows.take_all()]
+        yield
     except ray.exceptions.RayError as error:
         if (cause := cause_of(error)) is not None:
             raise cause from None
         raise
+    finally:
+        context.target_max_block_size, context.enable_progress_bars = before
+
+
+def _audit(config: PrepareConfig) -> AuditReport:
+    """Of all tasks that the recipe names; what they are tested on is looked for in its corpora."""
+    named = list(dict.fromkeys([source.dataset for source in config.sources] + [i.dataset for i in config.exclude]))
+    corpora = [name for name in named if dataset(name).kind == "corpus"]
+    return audit([name for name in named if dataset(name).kind == "task"], corpora)
+
+
+def _declared(units: list[Unit]) -> int | None:
+    """Examples in all passes, as far as selection or the specs tell; None when a file does not."""
+    counts = []
+    for unit in units:
+        if unit.taken is not None:
+            counts.append(int(np.unpackbits(unit.taken).sum()))
+        elif unit.file.rows is None or unit.spec.window is not None:
+            return None
+        else:
+            lower, upper = unit.file.share or (0, 1)
+            counts.append(round(unit.file.rows * (upper - lower)))
+    return sum(counts)
 
 
 def _manifest(
@@ -295,59 +386,105 @@ def _manifest(
     identity: str,
     tokenizer_folder: Path,
     units: list[Unit],
-    statements: list[_ShardWritten | _FileRead],
+    statements: list[Statement],
+    protection: Protection,
+    surveys: list[FileSurvey],
+    selection: Selection | None,
 ) -> Manifest:
-    written = [statement for statement in statements if isinstance(statement, _ShardWritten)]
-    read = [statement for statement in statements if isinstance(statement, _FileRead)]
-    if not written:
+    written = {(item.unit, item.number): item for item in statements if isinstance(item, ShardWritten)}
+    read = {item.unit: item for item in statements if isinstance(item, FileRead)}
+    for unit in units:
+        lost = [n for n in range(read[unit.index].blocks) if (unit.index, n) not in written]
+        assert not lost, f"blocks {lost} of unit {unit.index} were read and not written"
+    shards = [item.shard for _, item in sorted(written.items()) if item.shard is not None]
+    if not shards:
         raise DataError(
             "nothing is left to train on",
             where=f"recipe {config.name}",
-            fix="every example was excluded or set aside; check exclude and limit",
+            fix="every example was excluded or set aside; check exclude, limit and mixture",
         )
-    shards = [statement.shard for statement in written]
     rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    sources = [
+        _source_report(position, config, units, read, list(written.values()), protection, surveys, selection)
+        for position in range(len(config.sources))
+    ]
     return Manifest(
         name=config.name,
         kind=config.kind,
         recipe_fingerprint=identity,
         fingerprint=fingerprint([identity, [shard.sha256 for shard in shards]]),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_folder),
-        vocabulary_size=len(load_tokenizer(tokenizer_folder)),
+        vocabulary_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id or 0,
         max_length=config.max_length,
         rows=rows,
         documents=sum(shard.documents for shard in shards),
         tokens=tokens,
         targets=sum(shard.targets for shard in shards),
         packing_efficiency=round(tokens / (rows * config.max_length), 6),
+        tokens_by_molecules=_by_molecules(sources),
         shards=shards,
-        sources=[_source_report(source, units, read, written) for source in config.sources],
+        sources=sources,
     )
 
 
+def _by_molecules(sources: list[SourceReport]) -> dict[str, int]:
+    tokens: Counter[str] = Counter()
+    for source in sources:
+        tokens["+".join(source.molecules) or "instructions"] += source.tokens
+    return dict(tokens)
+
+
 def _source_report(
-    source: Source, units: list[Unit], read: list[_FileRead], written: list[_ShardWritten]
+    position: int,
+    config: PrepareConfig,
+    units: list[Unit],
+    read: dict[int, FileRead],
+    written: list[ShardWritten],
+    protection: Protection,
+    surveys: list[FileSurvey],
+    selection: Selection | None,
 ) -> SourceReport:
-    mine = {unit.index for unit in units if unit.source is source}
-    first = [item for item in read if item.unit in mine and units[item.unit].repeat == 0]
-    reasons: Counter[str] = Counter()
-    excluded: Counter[str] = Counter()
-    for item in first:
-        reasons.update(item.reasons)
-        excluded.update(item.excluded)
+    source = config.sources[position]
     spec = dataset(source.dataset)
+    mine = {unit.index for unit in units if unit.position == position}
+    # What reading found is told once, not once per pass.
+    first = [read[unit.index].report for unit in units if unit.position == position and unit.number == 0]
+    reasons: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
+    excluded: Counter[str] = Counter()
+    for report in first:
+        reasons.update(report.reasons)
+        changed.update(report.changed)
+    made = [item for item in written if item.unit in mine]
+    for item in made:
+        if units[item.unit].number == 0:
+            excluded.update(item.excluded)
+    for survey in surveys:
+        if survey.source == position:
+            excluded.update(count_held(survey.held, protection))
+    shards: list[Shard] = [item.shard for item in made if item.shard is not None]
     return SourceReport(
         dataset=source.dataset,
         version=spec.version,
         split=source.split,
         prompt=source.prompt,
-        repeat=source.repeat,
         licence=spec.licence,
-        files={units[item.unit].file.uri: item.sha256 for item in first},
-        records=sum(item.records for item in first),
-        quarantined=sum(item.quarantined for item in first),
+        molecules=[molecule.type for molecule in spec.molecules],
+        files={report.uri: report.sha256 for report in first},
+        records=sum(report.records for report in first),
+        quarantined=sum(report.quarantined for report in first),
         quarantine_reasons=dict(reasons),
+        changed=dict(changed),
         excluded=dict(excluded),
-        beyond_limit=sum(item.beyond_limit for item in first),
-        documents=sum(item.shard.documents for item in written if item.unit in mine),
+        duplicates=selection.duplicates[position] if selection else 0,
+        conflicts=selection.conflicts[position] if selection else 0,
+        beyond_limit=selection.beyond_limit[position] if selection else 0,
+        not_drawn=selection.not_drawn[position] if selection else 0,
+        cropped=sum(item.cropped for item in made),
+        unmatched=sum(item.unmatched for item in made),
+        examples=sum(item.examples - sum(item.excluded.values()) for item in made),
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
     )

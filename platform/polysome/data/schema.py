@@ -14,8 +14,8 @@ EXAMPLES = pa.schema(
         pa.field("answer", pa.string()),
     ]
 )
-"""One record (XP-1): `sequences` in the order of the spec's molecules; `label` as the task's codec decodes it, null in a
-corpus and for generated text.
+"""One record (XP-1): `sequences` in the order of the spec's molecules; `label` as the task's codec decodes it, null in
+a corpus and for generated text.
 
 `id` is `<dataset>/<split>/<subset or ->/<record number>`, and `/<piece>` after it where a corpus record was windowed.
 `question` and `answer` are the wordings that came with the record, molecules as placeholders; null: chosen from the
@@ -30,8 +30,8 @@ QUARANTINE = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""One record that was set aside: `record` counts from 0 within its file, `offset` is its byte in the decompressed content,
--1 where the format has none or the record itself was readable."""
+"""One record that was set aside: `record` counts from 0 within its file, `offset` is its byte in the decompressed
+content, -1 where the format has none or the record itself was readable."""
 
 TOKENS = pa.schema(
     [
@@ -56,8 +56,9 @@ PACKED = pa.schema(
         pa.field("documents", pa.int32(), nullable=False),
     ]
 )
-"""One row: whole documents one after the other, without padding. `lengths` and `target_starts` are those of its documents;
-`tokens` is the sum of the lengths, `targets` counts the positions that are trained on, `documents` the documents.
+"""One row: whole documents one after the other, without padding. `lengths` and `target_starts` are those of its
+documents; `tokens` is the sum of the lengths, `targets` counts the positions that are trained on, `documents` the
+documents.
 
 Labels, positions, segments and padding follow from it exactly; `polysome.data.rows.expand` makes them.
 """

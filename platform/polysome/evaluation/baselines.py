@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from polysome.config import DataError
+from polysome.data.examples import read_examples
 from polysome.data.ray_capacity import require_capacity
 from polysome.data.ray_errors import cause_of
-from polysome.data.sources import read_examples
 from polysome.evaluation.measure import Measurement, measure
 from polysome.specs import Dataset, MoleculeType, Split, Task, dataset
 from polysome.storage import write_json
@@ -248,7 +248,8 @@ def _unseen(train: pa.Table, test: pa.Table) -> NDArray[np.bool_]:
 
 
 def _labels(table: pa.Table) -> NDArray[np.float64]:
-    return table["label"].to_numpy().astype(np.float64)
+    """float64 [rows]: the one number of each label."""
+    return table["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _constant(task: Task, labels: NDArray[np.float64]) -> float:

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polysome.config import ConfigurationError
 from polysome.evaluation import intervals, metrics
-from polysome.specs import MulticlassLabel, Task
+from polysome.specs import Dataset, Metric, MulticlassLabel, Task
 
+MEASURED: tuple[Metric, ...] = ("mcc", "accuracy", "spearman")
+"""Metrics that can be measured."""
 SCALE = 100
 """Reported values are the raw ones times this, with two decimals (XP-4)."""
 
@@ -71,6 +74,21 @@ class Measurement:
             _estimate(parse_rate) if parse_rate else None,
             tuple(content["notes"]),
             {name: cls.from_json(subset) for name, subset in content.get("subsets", {}).items()},
+        )
+
+
+def require_measured(spec: Dataset, *, where: str) -> None:
+    """Check that the task's metric can be measured.
+
+    Raises:
+        ConfigurationError: the task's label is not one number or class.
+    """
+    assert spec.task is not None
+    if spec.task.metric not in MEASURED:
+        raise ConfigurationError(
+            f"{spec.name!r} is measured by {spec.task.metric}, which is not built yet",
+            where=where,
+            fix=f"name tasks that are measured by one of {', '.join(MEASURED)}; `polysome datasets ls` shows them",
         )
 
 

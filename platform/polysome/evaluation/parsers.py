@@ -36,6 +36,8 @@ _NEGATIVE = _words(
     "no not never none without cannot neither non absent absence negative false lack lacks lacking fails "
     "insoluble unlikely"
 )
+_CODING = re.compile(r"\bnon[- ]coding\b")
+"""A kind of RNA, not a negation."""
 _NUMBER = re.compile(
     r"(?<![\w.])(?<![A-Za-z_]-)"
     r"((?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
@@ -167,7 +169,7 @@ def _classes_in(text: str, classes: list[str]) -> list[int]:
     flags = re.IGNORECASE if distinct else 0
     found = []
     for match in re.finditer(rf"(?<![A-Za-z0-9_])(?:{alternatives})(?![A-Za-z0-9_])", text, flags):
-        clause_so_far = _CLAUSE.split(text[: match.start()].lower())[-1]
+        clause_so_far = _CODING.sub("", _CLAUSE.split(text[: match.start()].lower())[-1])
         if _NEGATIVE.isdisjoint(_WORD.findall(clause_so_far)):
             found.append(indices[fold(match.group())])
     return found

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from polysome.config import ConfigurationError, DataError
+from polysome.data.examples import read_examples
 from polysome.data.render import choose_question_template, messages, question
-from polysome.data.sources import read_examples
 from polysome.evaluation import parsers
 from polysome.evaluation.actors import ActorOptions, Answer, Refusal, answer_batches
 from polysome.evaluation.config import EvaluationConfig
-from polysome.evaluation.measure import Measurement, measure
+from polysome.evaluation.measure import Measurement, measure, require_measured
 from polysome.evaluation.samples import Sample, SampleFile
 from polysome.inference.engine import Conversation
 from polysome.inference.folder import model_fingerprint, require_model_folder
@@ -172,6 +172,7 @@ def _task_spec(name: str, config: EvaluationConfig) -> Dataset:
             where=f"recipe {config.name}: tasks",
             fix="name data sets that declare a task",
         )
+    require_measured(spec, where=f"recipe {config.name}: tasks")
     spec.files(config.split)
     return spec
 
@@ -185,7 +186,9 @@ def _questions(spec: Dataset, config: EvaluationConfig, model: str) -> list[_Que
         text = question(spec, example["sequences"], template=template, tagged=config.tagged)
         conversation = messages(config.prompt, text)
         key = sample_key(task, example["id"], model, conversation, decoding)
-        questions.append(_Question(key, example["id"], spec, example["subset"], example["label"], text, conversation))
+        questions.append(
+            _Question(key, example["id"], spec, example["subset"], example["label"][0], text, conversation)
+        )
     return questions
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Announce = Callable[[Any], None]
-"""Takes one line, or a table of rich, about what a job begins or has done."""
+"""Takes one line, a table of rich, or a `Progress`, about what a job begins, where it stands, or what it has done."""
 
 
 PROGRESS_SECONDS = 5.0
@@ -72,7 +72,12 @@ def _last_row(url: str) -> dict[str, Any] | None:
 
 
 def prepare(
-    config: "PrepareConfig", runs_root: str, *, run_id: str | None = None, parents: Sequence[str] = ()
+    config: "PrepareConfig",
+    runs_root: str,
+    *,
+    run_id: str | None = None,
+    parents: Sequence[str] = (),
+    announce: Announce = log.info,
 ) -> runs.Run:
     """Read, clean, render, tokenize and pack into `<run>/data`."""
     with runs.start(runs_root, "prepare", config.name, config, parents=parents, run_id=run_id) as run:
@@ -82,7 +87,7 @@ def prepare(
             from polysome.data.prepare import prepare as prepare_data
 
             folder = join(run.folder, "data")
-            manifest = prepare_data(config, folder)
+            manifest = prepare_data(config, folder, report=announce)
         run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
         run.finish({"data": folder, **manifest.model_dump(exclude={"shards"})})
     return run
@@ -210,5 +215,4 @@ def execute(recipe: Recipe, runs_root: str, *, run_id: str | None = None, announ
             f"a recipe for {recipe.job!r} does not end by itself", where=recipe.name, fix="use `polysome serve`"
         )
     announce(f"{recipe.job} {recipe.name}")
-    more = {} if recipe.job == "prepare" else {"announce": announce}
-    return steps[recipe.job](config, runs_root, run_id=run_id, **more)
+    return steps[recipe.job](config, runs_root, run_id=run_id, announce=announce)

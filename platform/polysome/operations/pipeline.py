@@ -175,16 +175,17 @@ def check(config: PipelineConfig) -> None:
     """
     from polysome.data.prepare import check_sources, preflight
     from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
+    from polysome.evaluation.measure import require_measured
 
     if isinstance(config.tokenizer, str):
         tokenizer_fingerprint(local_tokenizer(config.tokenizer))
     files = {}
     for name, stage in config.stages.items():
         check_sources(stage.prepare, where=f"stages.{name}.prepare")
-        read = [(item.dataset, item.split) for item in stage.prepare.sources]
-        read += [(item.dataset, item.split) for item in stage.prepare.exclude]
-        for data, split in read:
-            for file in dataset(data).files(split):
+        read = [(item.dataset, item.split, item.subsets) for item in stage.prepare.sources]
+        read += [(item.dataset, item.split, item.subsets) for item in stage.prepare.exclude]
+        for data, split, subsets in read:
+            for file in dataset(data).files(split, subsets):
                 files[data, split, file.uri] = (dataset(data), split, file)
     if config.evaluation:
         for task in config.evaluation.tasks:
@@ -194,6 +195,7 @@ def check(config: PipelineConfig) -> None:
                     where="evaluation.tasks",
                     fix="name data sets with a task",
                 )
+            require_measured(dataset(task), where="evaluation.tasks")
             for file in dataset(task).files(config.evaluation.split):
                 files[task, config.evaluation.split, file.uri] = (dataset(task), config.evaluation.split, file)
     preflight(list(files.values()))
@@ -277,7 +279,7 @@ class _Pipeline:
         settings = self.config.stages[stage].prepare
         config = PrepareConfig(name=f"prepare-{stage}", tokenizer=self.tokenizer, **settings.model_dump())
         self.announce(f"prepare {stage}")
-        step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id])
+        step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id], announce=self.announce)
         self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["data"])
 
@@ -353,8 +355,8 @@ class _Pipeline:
 
     def _serve(self, export: str) -> None:
         """Serve the export, ask the first test example over HTTP, and stop, or stay until Ctrl-C."""
+        from polysome.data.examples import read_examples
         from polysome.data.render import question
-        from polysome.data.sources import read_examples
         from polysome.serving.app import serving
         from polysome.serving.client import ask_chat
 

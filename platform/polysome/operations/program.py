@@ -3,6 +3,7 @@
 import inspect
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import IO, Any
@@ -10,6 +11,9 @@ from typing import IO, Any
 from rich.console import Console
 
 from polysome.config import PolysomeError
+from polysome.data.progress import Progress
+
+LOG_SECONDS = 10.0
 
 
 def program(main: Callable[..., None]) -> int:
@@ -37,12 +41,27 @@ def program(main: Callable[..., None]) -> int:
 
 
 def announcer(stream: IO[str]) -> Callable[[Any], None]:
-    """Shows what a job announces on `stream`: lines as they are, tables drawn."""
+    """Shows what a job announces on `stream`: lines as they are, tables drawn, progress as one line that is written
+    over on a terminal and as a line every LOG_SECONDS elsewhere."""
     terminal = stream.isatty()
     console = Console(file=stream, highlight=False, width=None if terminal else 200)
+    logged = time.monotonic()
+    over = False
 
     def announce(what: Any) -> None:
-        console.print(what, markup=False, soft_wrap=isinstance(what, str))
+        nonlocal logged, over
+        if isinstance(what, Progress):
+            if terminal:
+                stream.write(f"\r\x1b[2K  {what.line()[: console.width - 3]}")
+                over = True
+            elif time.monotonic() - logged >= LOG_SECONDS:
+                logged = time.monotonic()
+                stream.write(f"  {what.line()}\n")
+        else:
+            if over:
+                stream.write("\n")
+                over = False
+            console.print(what, markup=False, soft_wrap=isinstance(what, str))
         stream.flush()
 
     return announce

@@ -11,7 +11,7 @@ from polysome.data.clean import Refused, clean
 from polysome.data.render import answer, messages, question
 from polysome.evaluation.parsers import parser
 from polysome.inference.engine import Conversation, Generation
-from polysome.specs import Dataset, MulticlassLabel, Prompt, RegressionLabel, dataset, names
+from polysome.specs import BinaryLabel, Dataset, MulticlassLabel, Prompt, RegressionLabel, dataset, names
 
 _CHOICES_AT_ONCE = 64
 
@@ -71,12 +71,23 @@ def task_spec(name: str) -> Dataset:
             raise ConfigurationError(
                 f"{name!r} is an unlabelled corpus, nothing can be asked about it", where="task", fix=_known_tasks()
             )
-        return spec
+        return _predictable(spec)
     bearing = [spec for spec in map(dataset, declared) if spec.task is not None and spec.task.name == name]
     if len(bearing) != 1:
         what = f"no task {name!r}" if not bearing else f"task {name!r} stands in {', '.join(s.name for s in bearing)}"
         raise ConfigurationError(what, where="task", fix=_known_tasks())
-    return bearing[0]
+    return _predictable(bearing[0])
+
+
+def _predictable(spec: Dataset) -> Dataset:
+    assert spec.task is not None
+    if not isinstance(spec.task.label, BinaryLabel | MulticlassLabel | RegressionLabel):
+        raise ConfigurationError(
+            f"{spec.name!r} has a {spec.task.label.kind} label, which cannot be predicted here yet",
+            where="task",
+            fix="ask it in words, POST /v1/chat/completions",
+        )
+    return spec
 
 
 def _known_tasks() -> str:
@@ -188,9 +199,9 @@ def answer_wordings(spec: Dataset, templates: int) -> dict[str, list[str]]:
     assert spec.task is not None
     label = spec.task.label
     values = range(len(label.classes)) if isinstance(label, MulticlassLabel) else (1, 0)
-    pools = {value: spec.task.templates.answers[label.pool(value)] for value in values}
+    pools = {value: spec.task.templates.answers[label.pool((value,))] for value in values}
     count = min(templates, *(len(pool) for pool in pools.values()), max(1, _CHOICES_AT_ONCE // len(pools)))
-    return {label.encode(value): [answer(spec, value, index) for index in range(count)] for value in values}
+    return {label.encode((value,)): [answer(spec, (value,), index) for index in range(count)] for value in values}
 
 
 def label_probabilities(wordings: dict[str, list[str]], scores: Sequence[float]) -> dict[str, float]:

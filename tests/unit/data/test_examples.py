@@ -2,11 +2,13 @@
 
 import gzip
 import hashlib
+import random
 
 import pytest
 
 from polysome.config import ConfigurationError, DataError, validate
-from polysome.data.sources import FileReport, read_examples, read_file
+from polysome.data.clean import reverse_complement
+from polysome.data.examples import FileReport, read_examples, read_file
 from polysome.specs import Dataset
 
 TASK = {
@@ -46,7 +48,7 @@ def test_csv_rows_become_examples(tmp_path):
     path = write(tmp_path / "a.csv", "label,sequence\n1,acgt\n0,TTTT\n")
     table = read_examples(spec(path, file={"subset": "s", "rows": 2}), "train")
     assert table["sequences"].to_pylist() == [["ACGT"], ["TTTT"]]
-    assert table["label"].to_pylist() == [1.0, 0.0]
+    assert table["label"].to_pylist() == [[1.0], [0.0]]
     assert table["id"].to_pylist() == ["d/train/s/0", "d/train/s/1"]
 
 
@@ -61,7 +63,7 @@ def test_checksum_is_of_the_decompressed_content(tmp_path):
 
 
 def test_fasta_is_windowed_without_loss(tmp_path):
-    path = write(tmp_path / "a.fa", "\n>one x\nACGT\nAC\n>two\nGG\n>three\n" + "ACGTACGTAC" * 10 + "\n")
+    path = write(tmp_path / "a.fa", ">one x\nACGT\nAC\n>two\nGG\n>three\n" + "ACGTACGTAC" * 10 + "\n")
     table = read_examples(spec(path, file_format="fasta", task=False, window=64), "train")
     assert ["".join(s) for s in table["sequences"].to_pylist()][:2] == ["ACGTAC", "GG"]
     assert "".join(s[0] for s in table["sequences"].to_pylist()[2:]) == "ACGTACGTAC" * 10
@@ -84,10 +86,10 @@ def test_unusable_records_are_set_aside_and_bounded(tmp_path):
     [
         ("sequence,label\nACGT,2\n", "neither '1' nor '0'"),
         ("seq,label\nACGT,1\n", "no column 'sequence'"),
-        ("sequence,label\nACGT\n", "1 fields where the header has 2"),
+        ("sequence,label\nACGT\n", "1 cells where there are 2 columns"),
         ("sequence,label\n", "no record"),
-        ("", "no record"),
-        ('sequence,label\n"ACGT,1\n', "not CSV"),
+        ("", "empty file"),
+        ('sequence,label\n"ACGT,1\n', "a quote that is not closed"),
         ("version https://git-lfs.github.com/spec/v1\noid x\n", "git-lfs pointer"),
         ("<!DOCTYPE html><html>404</html>", "HTML"),
     ],
@@ -103,7 +105,7 @@ def test_wrong_files_are_named(tmp_path, text, problem):
 def test_truncated_archive_is_named(tmp_path):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"sequence,label\n" + b"ACGT,1\n" * 5000)[:-20])
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="gzip archive is cut short"):
         read_examples(spec(path), "train")
 
 
@@ -120,16 +122,23 @@ def test_missing_file_names_the_mirror(tmp_path, monkeypatch):
     assert str(tmp_path / "mirror/example.org/x/a.csv") in str(error.value)
 
 
-def test_shares_part_a_file_by_sequence(tmp_path):
-    rows = "".join(f"{'ACGT' * 3}{a}{b}{c},1\n" for a in "ACGT" for b in "ACGT" for c in "ACGT")
-    path = write(tmp_path / "a.csv", "sequence,label\n" + rows * 2)
+def test_shares_part_a_file_by_groups_of_similar_sequences(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYSOME_CACHE", str(tmp_path / "cache"))
+    draw = random.Random(0)
+    families = ["".join(draw.choices("ACGT", k=80)) for _ in range(40)]
+    # Of every family its first member, one with a base changed, and the reverse complement.
+    members = [[text, text[:40] + "A" + text[41:], reverse_complement(text)] for text in families]
+    rows = "".join(f"{member},1\n" for family in members for member in family)
+    path = write(tmp_path / "a.csv", "sequence,label\n" + rows)
     halves = [
-        {tuple(s) for s in read_examples(spec(path, file={"share": share}), "train")["sequences"].to_pylist()}
+        {s for (s,) in read_examples(spec(path, file={"share": share}), "train")["sequences"].to_pylist()}
         for share in ([0, 0.5], [0.5, 1])
     ]
-    assert len(halves[0] | halves[1]) == 64
+    assert halves[0] | halves[1] == {member for family in members for member in family}
     assert not halves[0] & halves[1]
-    assert 16 < len(halves[0]) < 48
+    for family in members:
+        assert set(family) <= halves[0] or set(family) <= halves[1]
+    assert 20 < len(halves[0]) < 100
 
 
 def test_spec_refuses_a_template_without_its_sequence(tmp_path):
