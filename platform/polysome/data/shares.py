@@ -19,7 +19,7 @@ from polysome.specs import Dataset, SourceFile, Split
 from polysome.storage import fingerprint
 from polysome.storage.local import cache_folder, only_one
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

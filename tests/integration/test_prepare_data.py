@@ -1,0 +1,62 @@
+"""Every real file that a spec declares and the mirror holds goes through prepare: counts as declared, rows well filled."""
+
+import pytest
+
+from polysome.data.config import PrepareConfig
+from polysome.specs import dataset, names, system_prompt
+from polysome.storage import exists, resolve
+
+pytestmark = [pytest.mark.ray, pytest.mark.data, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+def is_here(spec, file):
+    uris = [(file.uri, file.mirror_path)]
+    steps = [*file.adapter, *spec.adapter]
+    uris += [(step.file.uri, step.file.mirror_path) for step in steps if hasattr(step, "file")]
+    return all(exists(resolve(*uri)) for uri in uris)
+
+
+def sources(kind):
+    """A source for every split of every data set of a kind, with all subsets whose files are there."""
+    found = []
+    for name in names():
+        spec = dataset(name)
+        if spec.kind != kind or spec.format.kind == "planted":
+            continue
+        for split, files in spec.splits.items():
+            here = [file for file in files if is_here(spec, file)]
+            subsets = sorted({file.subset for file in here if file.subset})
+            whole = [name for name in subsets if all(is_here(spec, file) for file in files if file.subset == name)]
+            if not here or (subsets and not whole):
+                continue
+            found.append({"dataset": name, "split": split} | ({"subsets": whole} if whole else {}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A per-base vocabulary with the wordings of all tasks, so that chats are as short as they would be in training."""
+    from polysome.data.render import wordings
+    from polysome.models.tokenizer import build_per_base_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [system_prompt("concise"), *(text for name in names() for text in wordings(dataset(name)))]
+    build_per_base_tokenizer(folder, texts, vocabulary_size=8192)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("kind", "recipe", "max_length"), [("corpus", "pretrain", 1200), ("task", "instruct", 1024)])
+def test_all_real_data_are_prepared(tmp_path, tokenizer, kind, recipe, max_length):
+    from polysome.data.prepare import prepare
+
+    chosen = sources(kind)
+    config = PrepareConfig(name=kind, kind=recipe, tokenizer=tokenizer, max_length=max_length, sources=chosen)
+    manifest = prepare(config, str(tmp_path / "data"))
+    for source, report in zip(chosen, manifest.sources, strict=True):
+        files = dataset(report.dataset).files(report.split, source.get("subsets"))
+        assert report.records == sum(file.rows for file in files)
+        if not any(file.share for file in files) and kind == "task":
+            assert report.examples == report.records - report.quarantined
+        assert report.examples > 0, report
+    assert manifest.packing_efficiency >= 0.995
+    print(manifest.packing_efficiency, manifest.documents, manifest.tokens)
