@@ -4,17 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 import yaml
 
 from polysome.config import ConfigurationError, DataError
 from polysome.data.config import PrepareConfig
+from polysome.data.feed import open_feed
 from polysome.data.manifest import read_manifest
-from polysome.data.rows import expand
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.specs import Dataset, dataset
 
@@ -41,12 +42,12 @@ def recipe(tokenizer, **changes):
 
 def documents(folder, manifest):
     """(all ids, trained ids) of every packed document."""
-    for shard in manifest.shards:
-        rows = expand(pq.read_table(f"{folder}/{shard.path}"), manifest.max_length, manifest.pad_id)
-        for ids, labels, segments in zip(rows.input_ids, rows.labels, rows.segment_ids, strict=True):
-            for segment in range(1, segments.max() + 1):
-                inside = segments == segment
-                yield ids[inside].tolist(), labels[inside & (labels != -100)].tolist()
+    with tempfile.TemporaryDirectory() as cache:
+        rows = open_feed(folder, seed=0, cache=cache).rows(np.arange(manifest.rows))
+    for ids, labels, segments in zip(rows.input_ids, rows.labels, rows.segment_ids, strict=True):
+        for segment in range(1, segments.max() + 1):
+            inside = segments == segment
+            yield ids[inside].tolist(), labels[inside & (labels != -100)].tolist()
 
 
 def test_documents_arrive_once_and_answers_alone_are_trained_on(tmp_path, tiny_tokenizer):

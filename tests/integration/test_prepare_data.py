@@ -1,4 +1,4 @@
-"""Every real file that a spec declares and the mirror holds goes through prepare: counts as declared, rows well filled."""
+"""Every real file that a spec declares and the mirror holds goes through prepare: counts as declared, rows filled."""
 
 import pytest
 

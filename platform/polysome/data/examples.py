@@ -98,6 +98,7 @@ def read_file(
     else:
         check_complete(seen, steps, where)
         _check_declared(spec, source, report)
+        _check_any(source, report)
     _check_quarantined(spec, source, report)
 
 
@@ -332,14 +333,17 @@ def _quarantine(source: SourceFile, records: Records, stretch: Stretch, report: 
     return pa.Table.from_pylist(rows, schema=QUARANTINE)
 
 
-def _check_quarantined(spec: Dataset, source: SourceFile, report: FileReport) -> None:
+def _check_any(source: SourceFile, report: FileReport) -> None:
     if report.records == 0:
         raise DataError(
             "the file holds no record" if not report.not_selected else "the adapter selects no record",
             where=source.uri,
             fix="an empty split cannot be used: mend the source or its spec",
         )
-    if report.quarantined / report.records > spec.maximum_quarantined:
+
+
+def _check_quarantined(spec: Dataset, source: SourceFile, report: FileReport) -> None:
+    if report.quarantined > spec.maximum_quarantined * report.records:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in report.reasons.most_common(3))
         raise DataError(
             f"{report.quarantined} of {report.records} records cannot be used ({reasons})",

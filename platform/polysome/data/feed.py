@@ -1,41 +1,46 @@
 """The feed: packed rows of a prepared folder, addressed by their position in the stream that a seed defines.
 
-The Parquet shards are converted once, streaming, to an uncompressed Arrow file in a local cache; rows are then read
+The Parquet shards are converted once, streaming, to flat arrays in a local cache; the documents of a row are then read
 through the memory map and padded, so memory does not grow with the data. Which row stands at which position is a pure
 function of (seed, epoch, position within the epoch): it does not know how many workers read, and a resume is one
 integer.
 """
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from uuid import uuid4
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 
-from polysome.config import DataError
+from polysome.config import DataError, ResourceError
 from polysome.data.manifest import Manifest, Shard, read_manifest
-from polysome.data.rows import Rows, expand, read_rows
-from polysome.data.schema import PACKED
-from polysome.storage import join, open_atomic
+from polysome.data.planning import Plan
+from polysome.data.ragged import offsets_of
+from polysome.data.row_plan import read_plan
+from polysome.data.rows import Documents, Rows, as_documents, count_targets, lay_out, read_rows
+from polysome.storage import join
 from polysome.storage.local import only_one
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 4096
 _ROUNDS = 6
-_COUNTED = ("tokens", "targets")
+_TOKENS = "input_ids.int32"
 
 
 class Feed:
     """Rows of one prepared folder in the order of `seed`; positions count on over the epochs."""
 
     def __init__(self, manifest: Manifest, path: str, *, seed: int) -> None:
-        """Open the converted file at `path`; `open_feed` makes it."""
+        """Open the converted files below `path`; `open_feed` makes them."""
         self.manifest = manifest
         self.seed = seed
         self.length = manifest.rows
-        self._reader = pa.ipc.open_file(pa.memory_map(path))
-        self._counts = np.memmap(_counts_path(path), np.int32, mode="r", shape=(self.length, len(_COUNTED)))
+        self._arrays = _Arrays.open(path)
 
     def order(self, positions: np.ndarray) -> np.ndarray:
         """Row numbers, int64 [n], at int64 [n] positions: epoch = position // rows; every epoch is a permutation."""
@@ -49,16 +54,50 @@ class Feed:
 
     def rows(self, positions: np.ndarray) -> Rows:
         """The rows at `positions`, int64 [n] or empty."""
-        found = [
-            self._reader.get_batch(number // _BATCH_ROWS).slice(number % _BATCH_ROWS, 1)
-            for number in self.order(positions).tolist()
-        ]
-        return expand(pa.Table.from_batches(found, PACKED), self.manifest.max_length, self.manifest.pad_id)
+        documents, counts = self._arrays.documents_of(self.order(positions))
+        return lay_out(documents, counts, self.manifest.max_length, self.manifest.pad_id)
 
     def counts(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets), int64 [n] each, at `positions`, without reading the rows themselves."""
-        tokens, targets = self._counts[self.order(positions)].astype(np.int64).T
+        tokens, targets = self._arrays.row_counts[self.order(positions)].astype(np.int64).T
         return tokens, targets
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The converted folder, memory-mapped.
+
+    Attributes:
+        input_ids: int32 [tokens], of all documents, end to end.
+        bounds: int64 [documents + 1], where each document begins.
+        target_starts: int32 [documents].
+        order: int64 [documents], document numbers row by row.
+        row_bounds: int64 [rows + 1], where each row begins in `order`.
+        row_counts: int32 [rows, 2], tokens and targets.
+    """
+
+    input_ids: np.ndarray
+    bounds: np.ndarray
+    target_starts: np.ndarray
+    order: np.ndarray
+    row_bounds: np.ndarray
+    row_counts: np.ndarray
+
+    @classmethod
+    def open(cls, path: str) -> "_Arrays":
+        tokens = np.memmap(os.path.join(path, _TOKENS), np.int32, mode="r")
+        names = [field.name for field in fields(cls)][1:]
+        return cls(tokens, *(np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r") for name in names))
+
+    def documents_of(self, rows: np.ndarray) -> tuple[Documents, np.ndarray]:
+        """The documents of `rows`, int64 [n], in order, and how many each row has, int64 [n]."""
+        first, last = self.row_bounds[rows], self.row_bounds[rows + 1]
+        members = [self.order[start:end] for start, end in zip(first.tolist(), last.tolist(), strict=True)]
+        numbers = np.concatenate([np.empty(0, np.int64), *members])
+        starts, ends = self.bounds[numbers], self.bounds[numbers + 1]
+        pieces = [self.input_ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        ids = np.concatenate([np.empty(0, np.int32), *pieces])
+        return Documents(ids, (ends - starts).astype(np.int32), self.target_starts[numbers]), last - first
 
 
 def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
@@ -80,7 +119,7 @@ def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
             where=folder,
             fix="prepare the data again from sources that are not empty",
         )
-    name = f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}-format{manifest.format}.arrow"
+    name = f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}-format{manifest.format}"
     path = os.path.join(cache, name)
     os.makedirs(cache, exist_ok=True)
     with only_one(path):
@@ -124,47 +163,59 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _counts_path(path: str) -> str:
-    """Of the file beside the rows that holds their counts, int32 [rows, 2]: tokens, targets."""
-    return f"{path}.counts"
-
-
 def _convert(folder: str, manifest: Manifest, path: str) -> None:
-    """Stream all shards into one Arrow file of batches of `_BATCH_ROWS` rows and one of counts; both or none appear."""
-    totals = np.zeros(1 + len(_COUNTED), np.int64)
-    # The counts move into place before the rows, which are looked for.
-    with (
-        open_atomic(path) as rows,
-        open_atomic(_counts_path(path)) as counts,
-        pa.ipc.new_file(rows, PACKED) as writer,
-    ):
-        for batch in _whole_batches(_shard_rows(folder, shard) for shard in manifest.shards):
-            writer.write_table(batch)
-            numbers = np.stack([batch[name].to_numpy() for name in _COUNTED], axis=1)
-            counts.write(numbers.tobytes())
-            totals += [len(numbers), *numbers.sum(0, dtype=np.int64)]
-        written = dict(zip(("rows", *_COUNTED), totals.tolist(), strict=True))
-        declared = {"rows": manifest.rows, "tokens": manifest.tokens, "targets": manifest.targets}
-        if written != declared:
-            raise DataError(
-                f"the shards hold {written}, and the manifest says {declared}",
-                where=folder,
-                fix="the folder was changed after it was committed; prepare it again",
-            )
+    """Stream all shards into memory-mappable arrays in the folder `path`, which appears whole or not at all."""
+    temporary = f"{path}.{uuid4().hex}.tmp"
+    try:
+        os.makedirs(temporary)
+        _write_arrays(folder, manifest, temporary)
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                "no space is left for the converted rows", where=path, fix="free some, or set POLYSOME_CACHE"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _whole_batches(shards: Iterable[Iterator[pa.Table]]) -> Iterator[pa.Table]:
-    """The rows of all shards in tables of one chunk and `_BATCH_ROWS` rows, only the last one smaller."""
-    waiting = PACKED.empty_table()
-    for tables in shards:
-        for table in tables:
-            joined = pa.concat_tables([waiting, table]).combine_chunks()
-            whole = joined.num_rows - joined.num_rows % _BATCH_ROWS
-            for start in range(0, whole, _BATCH_ROWS):
-                yield joined.slice(start, _BATCH_ROWS)
-            waiting = joined.slice(whole)
-    if waiting.num_rows:
-        yield waiting
+def _write_arrays(folder: str, manifest: Manifest, path: str) -> None:
+    lengths, target_starts, row_sizes = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    with open(os.path.join(path, _TOKENS), "wb") as tokens:
+        for shard in manifest.shards:
+            for table in _shard_rows(folder, shard):
+                documents = as_documents(table)
+                tokens.write(documents.input_ids.tobytes())
+                lengths.append(documents.lengths)
+                target_starts.append(documents.target_starts)
+                row_sizes.append(table["documents"].to_numpy())
+    sizes, starts = np.concatenate(lengths), np.concatenate(target_starts)
+    if manifest.plan is None:
+        planned = Plan(np.arange(len(sizes)), offsets_of(np.concatenate(row_sizes).astype(np.int64)))
+    else:
+        planned = read_plan(join(folder, manifest.plan.path), manifest.plan.sha256)
+    if sorted_once := len(planned.order) == len(sizes):
+        sorted_once = bool((np.bincount(planned.order, minlength=len(sizes)) == 1).all())
+    counts = np.stack([sizes, count_targets(sizes, starts)], axis=1).astype(np.int64)
+    row_counts = np.add.reduceat(counts[planned.order], planned.row_starts[:-1]) if len(planned) else counts[:0]
+    written = dict(zip(("rows", "tokens", "targets"), (len(planned), *row_counts.sum(0).tolist()), strict=True))
+    declared = {"rows": manifest.rows, "tokens": manifest.tokens, "targets": manifest.targets}
+    if written != declared or not sorted_once:
+        raise DataError(
+            f"the shards hold {written}, and the manifest says {declared}",
+            where=folder,
+            fix="the folder was changed after it was committed; prepare it again",
+        )
+    arrays: dict[str, np.ndarray] = {
+        "bounds": offsets_of(sizes.astype(np.int64)),
+        "target_starts": starts,
+        "order": planned.order.astype(np.int64),
+        "row_bounds": planned.row_starts.astype(np.int64),
+        "row_counts": row_counts.astype(np.int32),
+    }
+    for name, values in arrays.items():
+        np.save(os.path.join(path, f"{name}.npy"), values)
 
 
 def _shard_rows(folder: str, shard: Shard) -> Iterator[pa.Table]:

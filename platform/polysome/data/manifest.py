@@ -24,6 +24,14 @@ class Shard(Config):
     """Positions that are trained on."""
 
 
+class PlanFile(Config):
+    """Which documents share a row: one Parquet file, column `documents`."""
+
+    path: str
+    """Relative to the prepared folder."""
+    sha256: str
+
+
 class SourceReport(Config):
     """What became of one source."""
 
@@ -85,6 +93,8 @@ class Manifest(Config):
     """tokens / (rows x max_length)."""
     tokens_by_molecules: dict[str, int] = {}
     """Tokens by what the examples are about: `dna`, `rna+protein`, …"""
+    plan: PlanFile | None = None
+    """None: the rows are those of the shards."""
     shards: list[Shard]
     sources: list[SourceReport]
 

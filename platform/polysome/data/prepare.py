@@ -27,6 +27,7 @@ from polysome.data.progress import Report, Tally, silent
 from polysome.data.protection import Contained, Equal, Protection
 from polysome.data.ray_errors import cause_of
 from polysome.data.render import Style, check_style, choose
+from polysome.data.row_plan import plan_rows
 from polysome.data.tokenize import Rendering, tokenize, verify_spans
 from polysome.data.tokenizer_files import (
     TOKENIZER_FOLDER,
@@ -108,7 +109,7 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
     statements = _run(config, units, protection, folder, tokenizer_folder, committed, report)
     if config.audit:
         write_json(join(folder, AUDIT), _audit(config).model_dump())
-    manifest = _manifest(config, identity, tokenizer_folder, units, statements, protection, surveys, selection)
+    manifest = _manifest(config, folder, identity, tokenizer_folder, units, statements, protection, surveys, selection)
     write_manifest(folder, manifest)
     remove(join(folder, COMMIT_FOLDER))
     return manifest
@@ -300,7 +301,7 @@ def _run(
     tokenizer_json = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
     waiting, blocks_done = _unfinished(units, committed)
     read = ReadBlocks(units, folder, blocks_done)
-    write = WriteShards(units, protection, folder, tokenizer_json, config.max_length, config.seed)
+    write = WriteShards(units, protection, folder, tokenizer_json, config.max_length)
     statements = list(committed)
     tally = Tally(len(units), _declared(units), report, files=len(units) - len(waiting))
     for statement in committed:
@@ -383,6 +384,7 @@ def _declared(units: list[Unit]) -> int | None:
 
 def _manifest(
     config: PrepareConfig,
+    folder: str,
     identity: str,
     tokenizer_folder: Path,
     units: list[Unit],
@@ -403,7 +405,8 @@ def _manifest(
             where=f"recipe {config.name}",
             fix="every example was excluded or set aside; check exclude, limit and mixture",
         )
-    rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
+    planned, plan_file = plan_rows(folder, shards, config.max_length, config.seed)
+    rows, tokens = len(planned), sum(shard.tokens for shard in shards)
     tokenizer = load_tokenizer(tokenizer_folder)
     sources = [
         _source_report(position, config, units, read, list(written.values()), protection, surveys, selection)
@@ -424,6 +427,7 @@ def _manifest(
         targets=sum(shard.targets for shard in shards),
         packing_efficiency=round(tokens / (rows * config.max_length), 6),
         tokens_by_molecules=_by_molecules(sources),
+        plan=plan_file,
         shards=shards,
         sources=sources,
     )

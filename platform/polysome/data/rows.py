@@ -52,19 +52,67 @@ class Rows:
         return len(self.tokens)
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Token documents laid end to end.
+
+    Attributes:
+        input_ids: int32 [tokens].
+        lengths, target_starts: int32 [documents]; the loss is on a document's ids from its target start on.
+    """
+
+    input_ids: Elements
+    lengths: Elements
+    target_starts: Elements
+
+
+def as_documents(rows: pa.Table) -> Documents:
+    """The documents of `rows` (schema PACKED), in order."""
+    return Documents(*(_elements(rows[name]) for name in ("input_ids", "lengths", "target_starts")))
+
+
+def one_per_row(documents: pa.Table) -> pa.Table:
+    """Rows (schema PACKED) of one document each, of `documents` (schema TOKENS); the tokens are not copied."""
+    ids = documents["input_ids"].combine_chunks()
+    lengths = ids.value_lengths().to_numpy().astype(np.int32)
+    target_starts = documents["target_start"].to_numpy().astype(np.int32)
+    bounds = pa.array(np.arange(len(lengths) + 1, dtype=np.int32))
+    columns = [
+        ids,
+        pa.ListArray.from_arrays(bounds, pa.array(lengths)),
+        pa.ListArray.from_arrays(bounds, pa.array(target_starts)),
+        pa.array(lengths),
+        pa.array(count_targets(lengths, target_starts).astype(np.int32)),
+        pa.array(np.ones(len(lengths), np.int32)),
+    ]
+    return pa.Table.from_arrays(columns, schema=PACKED)
+
+
 def expand(rows: pa.Table, max_length: int, pad_id: int) -> Rows:
     """The matrices of `rows` (schema PACKED), padded to `max_length` with `pad_id`.
 
     Raises:
         ValueError: a row is longer than `max_length`.
     """
-    rows = rows.combine_chunks()
-    tokens, targets, documents = (rows[name].to_numpy().astype(np.int64) for name in ("tokens", "targets", "documents"))
+    return lay_out(as_documents(rows), rows["documents"].to_numpy(), max_length, pad_id)
+
+
+def lay_out(documents: Documents, counts: npt.NDArray[np.integer], max_length: int, pad_id: int) -> Rows:
+    """The matrices of rows that hold `counts` [rows] of the documents each, padded to `max_length` with `pad_id`.
+
+    Raises:
+        ValueError: a row is longer than `max_length`.
+    """
+    input_ids, lengths, target_starts = documents.input_ids, documents.lengths, documents.target_starts
+    ends = np.cumsum(counts, dtype=np.int64)
+    tokens, targets = (
+        np.diff(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[np.concatenate([[0], ends])])
+        for sizes in (lengths, count_targets(lengths, target_starts))
+    )
     if len(tokens) and tokens.max() > max_length:
         raise ValueError(f"a row of {tokens.max()} tokens does not fit into {max_length}")
-    input_ids, lengths, target_starts = (_elements(rows[name]) for name in ("input_ids", "lengths", "target_starts"))
     position_ids = np.arange(len(input_ids), dtype=np.int32) - np.repeat(_before(lengths), lengths)
-    segments = np.arange(1, len(lengths) + 1, dtype=np.int32) - np.repeat(_before(documents), documents)
+    segments = np.arange(1, len(lengths) + 1, dtype=np.int32) - np.repeat(_before(counts), counts)
     trained = position_ids >= np.repeat(np.maximum(1, target_starts), lengths)
     real = np.arange(max_length) < tokens[:, None]
 

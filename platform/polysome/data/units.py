@@ -4,7 +4,6 @@ This is what runs in the workers. A unit's blocks, and the bytes of each shard, 
 committed by a small file beside it, written after it; what is committed is never done again.
 """
 
-import dataclasses
 import hashlib
 import io
 import pickle
@@ -26,9 +25,8 @@ from polysome.data.examples import FileReport, read_file
 from polysome.data.manifest import Shard
 from polysome.data.meters import count_shard
 from polysome.data.mixture import FileSurvey
-from polysome.data.pack import pack
 from polysome.data.protection import Protection
-from polysome.data.rows import write_rows
+from polysome.data.rows import one_per_row, write_rows
 from polysome.data.tokenize import Rendering, tokenize
 from polysome.specs import Dataset, SourceFile
 from polysome.storage import join, open_atomic, write_json
@@ -138,7 +136,6 @@ class WriteShards:
     folder: str
     tokenizer_json: str
     max_length: int
-    seed: int
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for row in range(batch.num_rows):
@@ -161,10 +158,7 @@ class WriteShards:
         if not examples.num_rows:
             return ShardWritten(unit.index, number, count, None, dict(excluded))
         tokenized = tokenize(examples, unit.spec, unit.rendering, self.tokenizer_json, self.max_length)
-        documents = tokenized.documents
-        # Shuffled before packing, so that which documents share a row does not follow the order of the source.
-        order = np.random.default_rng([self.seed, unit.index, number]).permutation(documents.num_rows)
-        rows = pack(documents, self.max_length, order=order)
+        rows = one_per_row(tokenized.documents)
         content = io.BytesIO()
         write_rows(rows, content)
         path = f"{SHARD_FOLDER}/{unit.index:05d}-{number:06d}.parquet"
@@ -175,7 +169,7 @@ class WriteShards:
             source=unit.position,
             sha256=hashlib.sha256(content.getbuffer()).hexdigest(),
             rows=rows.num_rows,
-            documents=documents.num_rows,
+            documents=rows.num_rows,
             tokens=int(rows["tokens"].to_numpy().sum(dtype=np.int64)),
             targets=int(rows["targets"].to_numpy().sum(dtype=np.int64)),
         )
@@ -228,8 +222,8 @@ def commit_name(statement: Statement) -> str:
 def commit_content(statement: Statement) -> dict[str, Any]:
     """A statement as JSON."""
     if isinstance(statement, FileRead):
-        return dataclasses.asdict(statement)
-    return dataclasses.asdict(statement) | {"shard": statement.shard and statement.shard.model_dump()}
+        return vars(statement) | {"report": vars(statement.report)}
+    return vars(statement) | {"shard": statement.shard and statement.shard.model_dump()}
 
 
 def from_commit(content: dict[str, Any]) -> Statement:

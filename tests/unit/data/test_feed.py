@@ -14,7 +14,8 @@ from polysome.config import DataError
 from polysome.data.feed import Feed, Rows, open_feed, permute
 from polysome.data.manifest import read_manifest, write_manifest
 from polysome.data.pack import pack
-from polysome.data.rows import expand, read_rows
+from polysome.data.row_plan import plan_rows
+from polysome.data.rows import expand, one_per_row, read_rows
 from polysome.data.schema import PACKED
 
 COLUMNS = ("input_ids", "labels", "position_ids", "segment_ids")
@@ -131,14 +132,42 @@ def test_every_rank_sees_the_mixture(world_size: int, mixture: tuple[Feed, dict[
 
 def test_conversion_happens_once_and_leaves_nothing_half_made(folder: Path, tmp_path: Path) -> None:
     open_feed(str(folder), seed=1, cache=str(tmp_path))
-    (converted,) = tmp_path.glob("*.arrow")
+    (converted,) = (path for path in tmp_path.iterdir() if path.is_dir())
     stamp = converted.stat().st_mtime_ns
     open_feed(str(folder), seed=2, cache=str(tmp_path))
     assert converted.stat().st_mtime_ns == stamp
-    assert not list(tmp_path.glob(".*.tmp"))
-    with pa.memory_map(str(converted)) as source:
-        batches = pa.ipc.open_file(source)
-        assert [batches.get_batch(i).num_rows for i in range(batches.num_record_batches)] == [256, 256, 88]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_plan_joins_documents_of_all_shards_into_rows(tmp_path: Path) -> None:
+    """Sources of one length each, which alone would leave half of every row empty."""
+    shards = [
+        one_per_row(token_documents([[number] * size] * count, [1] * count))
+        for number, (size, count) in enumerate(((9, 40), (7, 40), (3, 20)))
+    ]
+    folder = commit_rows(tmp_path / "prepared", shards, max_length=16)
+    alone = open_feed(str(folder), seed=0, cache=str(tmp_path))
+    assert alone.length == 100
+    manifest = read_manifest(str(folder))
+    planned, written = plan_rows(str(folder), manifest.shards, 16, seed=5)
+    update = {"plan": written, "rows": len(planned), "fingerprint": "planned"}
+    write_manifest(str(folder), manifest.model_copy(update=update))
+    feed = open_feed(str(folder), seed=0, cache=str(tmp_path))
+    assert feed.length == 44  # 40 of 9 + 7, 4 of 5 x 3
+    rows, before = feed.rows(np.arange(44)), alone.rows(np.arange(100))
+    assert np.array_equal(np.bincount(rows.input_ids[rows.segment_ids > 0]), [360, 280, 60])
+    assert rows.targets.sum() == before.targets.sum()
+    for matrix, segments in zip(rows.input_ids, rows.segment_ids, strict=True):
+        for segment in range(1, segments.max() + 1):
+            number = matrix[segments == segment]
+            assert len(set(number.tolist())) == 1
+            assert len(number) == (9, 7, 3)[number[0]]
+
+    content = bytearray((folder / "plan.parquet").read_bytes())
+    content[60] ^= 1
+    (folder / "plan.parquet").write_bytes(content)
+    with pytest.raises(DataError, match="row plan is damaged"):
+        open_feed(str(folder), seed=0, cache=str(tmp_path / "other"))
 
 
 def test_a_damaged_or_missing_shard_is_named(shards: list[pa.Table], tmp_path: Path) -> None:
@@ -161,7 +190,7 @@ def test_shards_that_contradict_the_manifest_are_refused(shards: list[pa.Table],
     write_manifest(str(folder), manifest.model_copy(update={"tokens": manifest.tokens + 1}))
     with pytest.raises(DataError, match="manifest says"):
         open_feed(str(folder), seed=1, cache=str(tmp_path / "cache"))
-    assert not list((tmp_path / "cache").glob("*.arrow"))
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
 
 
 def test_the_stored_shards_are_compact(folder: Path, shards: list[pa.Table]) -> None:

@@ -1,6 +1,8 @@
 """Units in one process: blocks are deterministic, commits tell what was written, a full disk commits nothing."""
 
 import errno
+import json
+from collections import Counter
 
 import fsspec
 import numpy as np
@@ -50,7 +52,7 @@ def work(tiny_tokenizer, monkeypatch):
         found = _numbered(_units(config, tokenizer))
         tokenizer_json = tokenizer.backend_tokenizer.to_str()
         read = units.ReadBlocks(found, folder, committed)
-        return read, units.WriteShards(found, protected(config), folder, tokenizer_json, 512, 42)
+        return read, units.WriteShards(found, protected(config), folder, tokenizer_json, 512)
 
     return make
 
@@ -84,7 +86,10 @@ def test_a_commit_says_what_was_written(work, tmp_path):
     for block in blocks:
         list(write(block))
     assert before == {name: (tmp_path / "shards" / name).read_bytes() for name in list_folder(str(tmp_path / "shards"))}
-    assert all(units.from_commit(units.commit_content(statement)) == statement for statement in statements)
+    report = FileReport("x", records=3, reasons=Counter({"no label": 2}), changed=Counter({"upper-cased": 1}))
+    for statement in [*statements, units.FileRead(1, 2, report)]:
+        content = json.loads(json.dumps(units.commit_content(statement)))
+        assert units.from_commit(content) == statement
 
 
 def test_a_full_disk_commits_nothing_and_leaves_no_part(work):
