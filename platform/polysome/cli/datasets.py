@@ -1,5 +1,6 @@
 """`polysome datasets`: look at what is declared, at the data behind it, and at what a model would see of it."""
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -376,7 +377,7 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Report duplicates, contradictions, and what train, dev, test and corpora have in common."""
-    from polysome import specs
+    from polysome import __version__, specs
     from polysome.data.audit import audit as audited
     from polysome.data.audit import markdown
     from polysome.storage import open_atomic
@@ -384,7 +385,10 @@ def audit(
     names = only or [name for name in specs.names() if specs.dataset(name).kind == "task" and _is_here(name)]
     report = audited(names, corpus or [], near=near)
     if output:
+        arguments = [*(only or []), *(part for name in corpus or [] for part in ("--corpus", name))]
+        command = shlex.join(["polysome", "datasets", "audit", *arguments, *([] if near else ["--no-near"])])
         with open_atomic(output, "w") as handle:
+            handle.write(f"# Audit of data sets\n\nMade by `{command} -o …` with Polysome {__version__}.\n\n")
             handle.write(markdown(report))
     if as_json:
         print_json(report.model_dump())
