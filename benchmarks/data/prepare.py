@@ -10,17 +10,12 @@ one file within one process. Writes `benchmarks/data/results/prepare.json`.
 """
 
 import argparse
-import io
 import json
 import os
-import pickle
 import platform
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -46,7 +41,6 @@ FILES = 4
 BPE_PROTEINS, PER_BASE_PROTEINS = 200_000, 2_000_000
 QUICK_PROTEINS = 8_000
 ROUNDS = 2
-STAGE_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -236,89 +230,11 @@ def stages_apart(vocabulary: str, folder: Path, cores: list[int]) -> dict[str, A
     from polysome.operations.cluster import THREAD_PINS
 
     job = {"folder": str(folder), "vocabulary": vocabulary, "corpus": "bpe", "cores": cores[:1]}
-    found = told_by([sys.executable, __file__, "--stages", json.dumps(job)], {**os.environ, **THREAD_PINS})
+    found = told_by(
+        [sys.executable, str(Path(__file__).with_name("stages.py")), json.dumps(job)], {**os.environ, **THREAD_PINS}
+    )
     del found["total_seconds"]
     return found
-
-
-def stages_here(job: dict[str, Any]) -> None:
-    """Time the stages of reading and writing one file; each one's best of the rounds, for a process of its own."""
-    recipe = pinned(job)
-    with TemporaryDirectory(dir=job["folder"]) as folder:
-        rounds = [staged(recipe, folder) for _ in range(STAGE_ROUNDS)]
-    best = {step: min(found["seconds"][step] for found in rounds) for step in rounds[0]["seconds"]}
-    apart = {step: best[step] for step in ("protect", "tokenize", "write")}
-    seconds = {
-        "read": best["read"],
-        "clean": best["read_and_clean"] - best["read"],
-        "block": best["read_clean_and_block"] - best["read_and_clean"],
-        **apart,
-        # The checksum of the shard, its file and its commit.
-        "commit": best["shard"] - sum(apart.values()),
-        "plan": best["plan"],
-    }
-    print(json.dumps({**rounds[0], "seconds": seconds}))
-
-
-def staged(recipe: "PrepareConfig", folder: str) -> dict[str, Any]:
-    """One pass over the first file: seconds of the steps, of which some hold others."""
-    import pyarrow as pa
-
-    from polysome.data.examples import FileReport, read_file
-    from polysome.data.protection import Contained
-    from polysome.data.readers import open_records
-    from polysome.data.row_plan import plan_rows
-    from polysome.data.rows import one_per_row, write_rows
-    from polysome.data.tokenize import Rendering, tokenize
-    from polysome.data.tokenizer_files import load_tokenizer
-    from polysome.data.units import ReadBlocks, Unit, WriteShards
-    from polysome.specs import dataset
-
-    source = recipe.sources[0]
-    spec = dataset(source.dataset)
-    (file, *_) = spec.files(source.split)
-    tokenizer_json = Path(recipe.tokenizer, "tokenizer.json").read_text(encoding="utf-8")
-    rendering = Rendering.of(load_tokenizer(recipe.tokenizer), chat=False, prompt=source.prompt, seed=recipe.seed)
-    unit = Unit(0, 0, source, spec, file, 0, rendering)
-    protection = Contained({})
-    reader = ReadBlocks([unit], folder, frozenset())
-    writer = WriteShards([unit], protection, folder, tokenizer_json, recipe.max_length)
-
-    seconds: Counter[str] = Counter()
-
-    @contextmanager
-    def timed(step: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        seconds[step] += time.perf_counter() - started
-
-    with timed("read"), open_records(file.uri, spec.format_of(file)) as records:
-        for _ in records:
-            pass
-    with timed("read_and_clean"):
-        for _ in read_file(spec, source.split, file, FileReport(file.uri)):
-            pass
-    with timed("read_clean_and_block"):
-        blocks = list(reader(pa.table({"unit": [0]})))
-    proteins = tokens = 0
-    shards = []
-    for block in blocks[:-1]:
-        with timed("shard"):
-            (told,) = writer(block)
-        statement = pickle.loads(told["statement"][0].as_py())
-        proteins, tokens = proteins + statement.examples, tokens + statement.shard.tokens
-        examples = pa.ipc.open_stream(block["payload"][0].as_buffer()).read_all()
-        sequences = examples["sequences"].combine_chunks()
-        with timed("protect"):
-            protection.holders(sequences)
-        with timed("tokenize"):
-            documents = tokenize(examples, spec, rendering, tokenizer_json, recipe.max_length).documents
-        with timed("write"):
-            write_rows(one_per_row(documents), io.BytesIO())
-        shards.append(statement.shard)
-    with timed("plan"):
-        plan_rows(folder, shards, recipe.max_length, recipe.seed)
-    return {"proteins": proteins, "tokens": tokens, "seconds": dict(seconds)}
 
 
 def check_same_tokens(runs: dict[Contender, list[dict[str, Any]]]) -> None:
@@ -441,7 +357,5 @@ def stage_table(stages: dict[str, dict[str, Any]]) -> Table:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:
         prepare_here(json.loads(sys.argv[2]))
-    elif sys.argv[1:2] == ["--stages"]:
-        stages_here(json.loads(sys.argv[2]))
     else:
         main()

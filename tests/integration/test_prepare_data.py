@@ -2,18 +2,11 @@
 
 import pytest
 
+from polysome.data.adapt import absent_file
 from polysome.data.config import PrepareConfig
 from polysome.specs import dataset, names, system_prompt
-from polysome.storage import exists, resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.data, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-
-
-def is_here(spec, file):
-    uris = [(file.uri, file.mirror_path)]
-    steps = [*file.adapter, *spec.adapter]
-    uris += [(step.file.uri, step.file.mirror_path) for step in steps if hasattr(step, "file")]
-    return all(exists(resolve(*uri)) for uri in uris)
 
 
 def sources(kind):
@@ -24,9 +17,13 @@ def sources(kind):
         if spec.kind != kind or spec.format.kind == "planted":
             continue
         for split, files in spec.splits.items():
-            here = [file for file in files if is_here(spec, file)]
+            here = [file for file in files if absent_file(spec, file) is None]
             subsets = sorted({file.subset for file in here if file.subset})
-            whole = [name for name in subsets if all(is_here(spec, file) for file in files if file.subset == name)]
+            whole = [
+                name
+                for name in subsets
+                if all(absent_file(spec, file) is None for file in files if file.subset == name)
+            ]
             if not here or (subsets and not whole):
                 continue
             found.append({"dataset": name, "split": split} | ({"subsets": whole} if whole else {}))
@@ -52,7 +49,9 @@ def test_all_real_data_are_prepared(tmp_path, tokenizer, kind, recipe, max_lengt
     chosen = sources(kind)
     if kind == "corpus":
         # 67,861 peaks of 100 bp, all of one length, would leave 56 of 1,200 positions to nothing.
-        chosen = [{**item, "subsets": ["contiguous"]} if item["dataset"] == "human_dna_sample" else item for item in chosen]
+        chosen = [
+            {**item, "subsets": ["contiguous"]} if item["dataset"] == "human_dna_sample" else item for item in chosen
+        ]
     config = PrepareConfig(name=kind, kind=recipe, tokenizer=tokenizer, max_length=max_length, sources=chosen)
     manifest = prepare(config, str(tmp_path / "data"))
     for source, report in zip(chosen, manifest.sources, strict=True):

@@ -400,13 +400,12 @@ def audit(
 def _is_here(name: str) -> bool:
     """Whether all files of a data set can be reached; what is left out is said."""
     from polysome import specs
-    from polysome.storage import exists, resolve
+    from polysome.data.adapt import absent_file
 
     spec = specs.dataset(name)
     for files in spec.splits.values():
         for file in files:
-            url = resolve(file.uri, file.mirror_path)
-            if spec.format_of(file).kind != "planted" and not exists(url):
+            if (url := absent_file(spec, file)) is not None:
                 print(f"{name} is left out, {url} is not there", file=sys.stderr)
                 return False
     return True

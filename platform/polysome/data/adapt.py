@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,9 @@ import pyarrow.compute as pc
 
 from polysome.config import DataError
 from polysome.data.clean import Refused
+from polysome.data.hashing import mix
 from polysome.data.readers import open_records
-from polysome.specs import Companion, Step
+from polysome.specs import Companion, Dataset, SourceFile, Step
 from polysome.specs.adapters import (
     Among,
     Beside,
@@ -28,9 +30,10 @@ from polysome.specs.adapters import (
     Lookup,
     Mutate,
     Replace,
+    Sample,
     Where,
 )
-from polysome.storage import resolve
+from polysome.storage import exists, resolve
 
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _COMPANIONS_KEPT = 16
@@ -150,6 +153,17 @@ def _companion(declared: str) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def absent_file(spec: Dataset, source: SourceFile) -> str | None:
+    """Where a file that is needed is looked for and not found: the source, or one that its adapter names."""
+    named: list[SourceFile | Companion] = [source]
+    named += [step.file for step in (*source.adapter, *spec.adapter) if isinstance(step, Among | Lookup | Beside)]
+    for file in named:
+        url = resolve(file.uri, file.mirror_path)
+        if urlsplit(url).scheme != "planted" and not exists(url):
+            return url
+    return None
+
+
 def _extract(stretch: Stretch, step: Extract, where: str) -> None:
     values = stretch.column(step.column, where)
     found = pc.extract_regex(values, pattern=step.pattern)
@@ -171,6 +185,11 @@ def _constant(stretch: Stretch, step: Constant, where: str) -> None:
 def _where(stretch: Stretch, step: Where, where: str) -> None:
     values = stretch.column(step.column, where)
     stretch.keep(pc.is_in(values, value_set=pa.array(step.values, values.type)))
+
+
+def _sample(stretch: Stretch, step: Sample, where: str) -> None:
+    drawn = mix(stretch.numbers.astype(np.uint64) ^ mix(np.array([step.seed], np.uint64)))
+    stretch.keep(pa.array((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < step.fraction))
 
 
 def _among(stretch: Stretch, step: Among, where: str) -> None:
@@ -204,7 +223,7 @@ def _index(declared: str) -> tuple[pa.Array, pa.Array]:
     table = companion(step.file)
     keys = _companion_column(step.file, step.file_column)
     if step.file_pattern:
-        keys = pc.struct_field(pc.extract_regex(keys, pattern=f"(?:{_named_first(step.file_pattern)})"), "key")
+        keys = pc.struct_field(pc.extract_regex(keys, pattern=step.file_pattern), "key")
     keys = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
     first: dict[str, int] = {}
     taken = [table[source].to_pylist() for source in step.take.values()]
@@ -219,13 +238,6 @@ def _index(declared: str) -> tuple[pa.Array, pa.Array]:
                 fix="name a column, or a file_pattern, whose keys are unique",
             )
     return pa.array(list(first), pa.string()), pa.array(list(first.values()), pa.int64())
-
-
-def _named_first(pattern: str) -> str:
-    """The pattern with its first plain group named `key`, as Arrow wants it."""
-    if "(?P<key>" in pattern:
-        return pattern
-    return re.sub(r"(?<!\\)\((?!\?)", "(?P<key>", pattern, count=1)
 
 
 def _beside(stretch: Stretch, step: Beside, where: str) -> None:
@@ -312,6 +324,7 @@ _STEPS: dict[type, Callable[..., None]] = {
     Extract: _extract,
     Constant: _constant,
     Where: _where,
+    Sample: _sample,
     Among: _among,
     Lookup: _lookup,
     Beside: _beside,

@@ -23,7 +23,7 @@ from polysome.data.audit_report import (
     markdown,
 )
 from polysome.data.clean import PLAIN
-from polysome.data.duplicates import find_duplicates, keys, label_keys
+from polysome.data.duplicates import example_keys, find_duplicates, keys, label_keys
 from polysome.data.examples import FileReport, read_file
 from polysome.data.hashing import Hashes, Text, hash_strings, list_text_of, mix, text_of
 from polysome.data.leakage import Method, groups
@@ -205,9 +205,8 @@ def _read(spec: Dataset, split: str, subsets: Sequence[str] | None) -> _Read:
 
 def _split(spec: Dataset, split: str, read: _Read) -> SplitAudit:
     table = read.table
-    asked = _text_key(table["question"])
-    plain = keys(table["sequences"]) ^ asked
-    both = keys(table["sequences"], spec.molecules, both_strands=True) ^ asked
+    plain = example_keys(table, ())
+    both = example_keys(table, spec.molecules, both_strands=True)
     subset = _text_key(table["subset"])
     within = find_duplicates(plain ^ subset, label_keys(table["label"], table["answer"]))
     anywhere = find_duplicates(plain).duplicate

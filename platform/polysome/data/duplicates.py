@@ -62,6 +62,14 @@ def keys(sequences: ListColumn, molecules: Sequence[Molecule] = (), *, both_stra
     return combine(both_strand_hashes(text, is_dna), offsets)
 
 
+def example_keys(examples: pa.Table, molecules: Sequence[Molecule], *, both_strands: bool = False) -> Hashes:
+    """uint64 [n]: equal for examples (schema EXAMPLES) with the same sequences, and the same question where it came
+    with them."""
+    found = keys(examples["sequences"], molecules, both_strands=both_strands)
+    asked = examples["question"]
+    return found if asked.null_count == len(asked) else found ^ mix(hash_strings(text_of(asked)))
+
+
 def label_keys(labels: ListColumn, answers: StringColumn | None = None) -> Hashes:
     """uint64 [n]: equal for equal labels (list<float64>, null allowed) and equal given answers."""
     chunked = labels if isinstance(labels, pa.ChunkedArray) else pa.chunked_array([pa.array(labels)])

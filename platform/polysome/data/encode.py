@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from polysome.config import DataError
+from polysome.config import ConfigurationError, DataError
 from polysome.data.frame import ChatFrame, TagStyle, sequence_kmer, spell, spell_sequence, tags_around
 from polysome.data.lookup import LookupTokenizer, encode_texts
 from polysome.data.ragged import Ragged
@@ -56,11 +56,17 @@ class Rendering:
     ) -> "Rendering":
         """The rendering for a tokenizer: chats with `prompt`, or raw documents."""
         style = style or Style()
+        if not chat and not tokenizer.eos_token:
+            raise ConfigurationError(
+                "the tokenizer has no end token, so documents of a corpus would run on",
+                where=f"tokenizer {tokenizer.name_or_path}",
+                fix="set eos_token in its tokenizer_config.json",
+            )
         return cls(
             frame=ChatFrame.of(tokenizer, prompt) if chat else None,
             kmer=sequence_kmer(tokenizer),
             bos=str(tokenizer.bos_token or ""),
-            eos=str(tokenizer.eos_token),
+            eos=str(tokenizer.eos_token or ""),
             prompt=prompt,
             seed=seed,
             wording=style.wording,
@@ -162,6 +168,11 @@ def framed(examples: pa.Table, spec: Dataset, rendering: Rendering) -> Block:
 
 def prompts(block: Block, examples: pa.Table, kmer: int) -> list[str]:
     """The texts that stand before the answers, with DNA and RNA spelled."""
+    if kmer == 1 and len(block.skeletons) == 1 and len(block.skeletons[0].places) == 1:
+        # A corpus: one molecule between the same two texts, whole columns at once.
+        before, after = block.skeletons[0].pieces
+        sequences = examples["sequences"].combine_chunks().flatten()
+        return list(pc.binary_join_element_wise(before, sequences, after, "").to_pylist())
     made = []
     for number, sequences in zip(block.skeleton_of.tolist(), examples["sequences"].to_pylist(), strict=True):
         skeleton = block.skeletons[number]

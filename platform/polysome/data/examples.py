@@ -26,6 +26,7 @@ from polysome.specs import Dataset, GenerationLabel, Molecule, SourceFile, Split
 from polysome.storage import resolve
 
 PLANTED_RECORDS = 8192
+PREVIEW_BYTES = 1 << 16
 
 
 @dataclass
@@ -70,7 +71,8 @@ def read_file(
 ) -> Iterator[Batch]:
     """Stream one file of a split; `report` is filled as it goes. The same file gives the same batches.
 
-    With `limit`, reading stops once so many records were read, and neither the checksum nor the row count is checked.
+    With `limit`, reading stops once so many records were read, and nothing is checked that is about the whole file:
+    checksum, row count, share of records set aside.
 
     Raises:
         DataError: the file is missing, is not what its format says, has another checksum or row count than declared,
@@ -91,14 +93,16 @@ def read_file(
         if shares is not None:
             examples = shares.take(examples)
         report.examples += examples.num_rows
-        yield Batch(_windows(examples, spec.window) if spec.window else examples, quarantine)
+        if spec.window is not None:
+            examples = _windows(examples, spec.window)
+        yield Batch(_without_n(examples, spec.maximum_n, report), quarantine)
         if limit is not None and seen >= limit:
+            # Of the head of a file nothing can be said of the whole.
             stretches.close()
-            break
-    else:
-        check_complete(seen, steps, where)
-        _check_declared(spec, source, report)
-        _check_any(source, report)
+            return
+    check_complete(seen, steps, where)
+    _check_declared(spec, source, report)
+    _check_any(source, report)
     _check_quarantined(spec, source, report)
 
 
@@ -111,16 +115,15 @@ def read_examples(
         DataError: see `read_file`.
     """
     tables: list[pa.Table] = [EXAMPLES.empty_table()]
-    missing = limit
+    found = 0
+    # A small block for a small sample: a preview need not read megabytes.
+    block_bytes = BLOCK_BYTES if limit is None else PREVIEW_BYTES
     for source in spec.files(split, subsets):
-        # A small block for a small sample: a preview need not read megabytes.
-        block_bytes = BLOCK_BYTES if limit is None else min(BLOCK_BYTES, 1 << 16)
-        for batch in read_file(spec, split, source, FileReport(source.uri), limit=missing, block_bytes=block_bytes):
+        for batch in read_file(spec, split, source, FileReport(source.uri), block_bytes=block_bytes):
             tables.append(batch.examples)
-            if missing is not None:
-                missing -= batch.examples.num_rows
-                if missing <= 0:
-                    return pa.concat_tables(tables).slice(0, limit)
+            found += batch.examples.num_rows
+            if limit is not None and found >= limit:
+                return pa.concat_tables(tables).slice(0, limit)
     return pa.concat_tables(tables)
 
 
@@ -237,9 +240,12 @@ def _instruction_examples(spec: Dataset, split: Split, source: SourceFile, stret
     sequences: list[list[str] | None] = []
     wordings: list[str | None] = []
     problems: dict[int, Refused] = {}
-    for row, text in enumerate(questions):
+    for row, (text, answer) in enumerate(zip(questions, answers.to_pylist(), strict=True)):
         try:
-            parsed = parse_input(text or "")
+            for what, value in (("question", text), ("answer", answer)):
+                if not (value or "").strip():
+                    raise Refused(f"no {what}", f"no {what}")
+            parsed = parse_input(text)
             sequences.append([clean(molecule.sequence, molecule.type) for molecule in parsed.molecules])
             wordings.append(parsed.wording)
         except Refused as refusal:
@@ -251,7 +257,9 @@ def _instruction_examples(spec: Dataset, split: Split, source: SourceFile, stret
     asked = pa.array(wordings, pa.string()).filter(kept)
     answers = answers.filter(kept)
     stretch.keep(kept, problems.__getitem__)
-    return _table(spec, split, source, stretch.numbers, whole, None, asked, answers)
+    tasks = stretch.column(spec.instructions.task, source.uri)
+    table = _table(spec, split, source, stretch.numbers, whole, None, asked, answers)
+    return table.set_column(EXAMPLES.get_field_index("subset"), EXAMPLES.field("subset"), tasks.cast(pa.string()))
 
 
 def _table(
@@ -311,10 +319,22 @@ def _windows(examples: pa.Table, window: int) -> pa.Table:
     suffix = pc.if_else(
         pa.array(pieces[rows] > 1), pc.binary_join_element_wise("/", pa.array(piece).cast(pa.string()), ""), ""
     )
-    taken = examples.take(pa.array(rows))
+    # Without the sequences, which would be copied once for every piece of them.
+    taken = examples.drop_columns(["sequences"]).take(pa.array(rows))
     taken = taken.set_column(0, EXAMPLES.field("id"), pc.binary_join_element_wise(taken["id"], suffix, ""))
-    place = EXAMPLES.get_field_index("sequences")
-    return taken.set_column(place, EXAMPLES.field(place), _lists([cut])).cast(EXAMPLES)
+    return taken.append_column("sequences", _lists([cut])).select(EXAMPLES.names).cast(EXAMPLES)
+
+
+def _without_n(examples: pa.Table, maximum: float, report: FileReport) -> pa.Table:
+    """Corpus sequences with no more than this share of N; the others are counted."""
+    if maximum >= 1 or not examples.num_rows:
+        return examples
+    sequences = examples["sequences"].combine_chunks().flatten()
+    shares = pc.divide(pc.cast(pc.count_substring(sequences, "N"), pa.float64()), pc.binary_length(sequences))
+    kept = pc.less_equal(shares, maximum)
+    if left_out := examples.num_rows - pc.sum(kept).as_py():
+        report.changed[f"left out, more than {maximum:g} of the letters are N"] += left_out
+    return examples.filter(kept)
 
 
 def _quarantine(source: SourceFile, records: Records, stretch: Stretch, report: FileReport) -> pa.Table:

@@ -195,13 +195,17 @@ def _write_arrays(folder: str, manifest: Manifest, path: str) -> None:
         planned = Plan(np.arange(len(sizes)), offsets_of(np.concatenate(row_sizes).astype(np.int64)))
     else:
         planned = read_plan(join(folder, manifest.plan.path), manifest.plan.sha256)
-    if sorted_once := len(planned.order) == len(sizes):
-        sorted_once = bool((np.bincount(planned.order, minlength=len(sizes)) == 1).all())
+    if not np.array_equal(np.sort(planned.order), np.arange(len(sizes))):
+        raise DataError(
+            f"the row plan does not name each of the {len(sizes)} documents once",
+            where=folder,
+            fix="the folder was changed after it was committed; prepare it again",
+        )
     counts = np.stack([sizes, count_targets(sizes, starts)], axis=1).astype(np.int64)
     row_counts = np.add.reduceat(counts[planned.order], planned.row_starts[:-1]) if len(planned) else counts[:0]
     written = dict(zip(("rows", "tokens", "targets"), (len(planned), *row_counts.sum(0).tolist()), strict=True))
     declared = {"rows": manifest.rows, "tokens": manifest.tokens, "targets": manifest.targets}
-    if written != declared or not sorted_once:
+    if written != declared:
         raise DataError(
             f"the shards hold {written}, and the manifest says {declared}",
             where=folder,

@@ -9,7 +9,7 @@ MANIFEST = "manifest.json"
 
 
 class Shard(Config):
-    """One Parquet file of packed rows."""
+    """One Parquet file of documents, or of packed rows when the manifest has no plan."""
 
     path: str
     """Relative to the prepared folder."""
@@ -22,6 +22,11 @@ class Shard(Config):
     """Positions that are not padding."""
     targets: int
     """Positions that are trained on."""
+
+    @property
+    def name(self) -> str:
+        """Of the file, without its folder."""
+        return self.path.rsplit("/", 1)[-1]
 
 
 class PlanFile(Config):

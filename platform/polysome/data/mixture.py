@@ -24,12 +24,14 @@ class FileSurvey:
 
     Attributes:
         source: position of the source in the recipe.
+        sha256: of the file's content.
         keys: uint64 [examples], equal for equal sequences.
         label_keys: uint64 [examples], equal for equal labels.
         held: int32 [examples], which protected split holds the example, -1 for none.
     """
 
     source: int
+    sha256: str
     keys: npt.NDArray[np.uint64]
     label_keys: npt.NDArray[np.uint64]
     held: npt.NDArray[np.int32]
@@ -78,7 +80,7 @@ def select(settings: PrepareSettings, files: list[FileSurvey]) -> Selection:
         full, rest = divmod(target, available) if available else (0, 0)
         drawn, _ = _draw([usable[place] for place in mine], rest, _seed(settings, min(group), 1))
         for place, mask in zip(mine, drawn, strict=True):
-            passes[place] += [usable[place]] * full
+            passes[place] += [usable[place]] * (full if usable[place].any() else 0)
             if mask.any():
                 passes[place].append(mask)
             elif not full:

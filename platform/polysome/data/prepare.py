@@ -51,7 +51,17 @@ from polysome.data.units import (
     from_commit,
 )
 from polysome.specs import Dataset, SourceFile, Split, dataset
-from polysome.storage import exists, fingerprint, join, list_folder, read_json, remove, write_json
+from polysome.storage import (
+    exists,
+    fingerprint,
+    join,
+    list_folder,
+    read_json,
+    remove,
+    resolve,
+    version,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +82,8 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
 
     A finished equal folder is kept as it is; an unfinished one is gone on with, and what it has committed is not done
     again.
+
+    Two at once in one folder undo each other's work: a caller claims the folder first, as a run does.
 
     Raises:
         ConfigurationError: the recipe does not fit its data sets or tokenizer; before any worker starts.
@@ -95,20 +107,24 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
     units = _units(config, tokenizer)
     preflight([(unit.spec, unit.source.split, unit.file) for unit in units])
     _preflight_rendering(config, units, tokenizer_folder)
-    committed = _committed(folder, identity)
+    pad_id(tokenizer)
+    committed = _committed(folder, identity, _versions(units))
+    if config.audit and not exists(join(folder, AUDIT)):
+        write_json(join(folder, AUDIT), _audit(config).model_dump())
     copy_tokenizer(tokenizer_folder, join(folder, TOKENIZER_FOLDER))
     protection = protected(config)
     selection = None
+    surveys: list[FileSurvey] = []
     if config.selects:
         surveys = _survey(config, units, protection)
         selection = select(config, surveys)
+        surveyed = {_file_key(unit): survey.sha256 for unit, survey in zip(units, surveys, strict=True)}
         units = _passes(units, selection)
     else:
-        surveys = []
+        surveyed = {}
         units = _repeats(config, units)
     statements = _run(config, units, protection, folder, tokenizer_folder, committed, report)
-    if config.audit:
-        write_json(join(folder, AUDIT), _audit(config).model_dump())
+    _check_unchanged(units, statements, surveyed)
     manifest = _manifest(config, folder, identity, tokenizer_folder, units, statements, protection, surveys, selection)
     write_manifest(folder, manifest)
     remove(join(folder, COMMIT_FOLDER))
@@ -137,7 +153,9 @@ def protected(config: PrepareSettings) -> Protection:
             for batch in read_file(spec, item.split, file, FileReport(file.uri)):
                 held.setdefault(f"{item.dataset}/{item.split}", []).append(batch.examples["sequences"].combine_chunks())
     joined = {name: pa.concat_arrays(parts) for name, parts in held.items()}
-    return Contained(joined) if config.kind == "pretrain" else Equal(joined)
+    if config.kind == "pretrain":
+        return Contained(joined)
+    return Equal(joined, both_strands=config.deduplicate == "both_strands")
 
 
 def check_sources(config: PrepareSettings, *, where: str) -> None:
@@ -173,6 +191,22 @@ def check_sources(config: PrepareSettings, *, where: str) -> None:
                 fix="use the concise prompt for it, or declare task.reasoning in its spec",
             )
         check_style(spec, Style(config.task_tag, source.wording, config.tag_style))
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that rows are padded with.
+
+    Raises:
+        ConfigurationError: the tokenizer has neither a padding nor an end token.
+    """
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if found is None:
+        raise ConfigurationError(
+            "the tokenizer has neither a padding nor an end token",
+            where=f"tokenizer {tokenizer.name_or_path}",
+            fix="set pad_token in its tokenizer_config.json",
+        )
+    return int(found)
 
 
 def _fingerprint(config: PrepareConfig, tokenizer_folder: Path) -> str:
@@ -245,25 +279,35 @@ def _preflight_rendering(config: PrepareConfig, units: list[Unit], tokenizer_fol
     for position in range(len(config.sources)):
         unit = next(unit for unit in units if unit.position == position)
         whole = unit.file.model_copy(update={"share": None})
-        head = read_file(
-            unit.spec, unit.source.split, whole, FileReport(unit.file.uri), limit=1, block_bytes=PREFLIGHT_BYTES
-        )
-        examples = next(iter(head)).examples.slice(0, PREFLIGHT_DOCUMENTS)
-        if examples.num_rows:
+        head = read_file(unit.spec, unit.source.split, whole, FileReport(unit.file.uri), block_bytes=PREFLIGHT_BYTES)
+        found = next((batch.examples for batch in head if batch.examples.num_rows), None)
+        if found is not None:
+            examples = found.slice(0, PREFLIGHT_DOCUMENTS)
             tokenized = tokenize(examples, unit.spec, unit.rendering, tokenizer_json, config.max_length)
             verify_spans(tokenized.documents, examples, unit.spec, unit.rendering, tokenizer_json)
 
 
-def _committed(folder: str, identity: str) -> list[Statement]:
-    """What an interrupted attempt at the same recipe has committed; the rests of another recipe are removed."""
+def _committed(folder: str, identity: str, versions: dict[str, str]) -> list[Statement]:
+    """What an interrupted attempt at the same recipe and files has committed; the rests of another are removed."""
     recipe = join(folder, RECIPE)
-    if not exists(recipe) or read_json(recipe).get("fingerprint") != identity:
-        for stale in (RECIPE, COMMIT_FOLDER, SHARD_FOLDER, QUARANTINE_FOLDER):
+    begun = {"fingerprint": identity, "files": versions}
+    if not exists(recipe) or read_json(recipe) != begun:
+        for stale in (RECIPE, AUDIT, COMMIT_FOLDER, SHARD_FOLDER, QUARANTINE_FOLDER):
             remove(join(folder, stale))
-        write_json(recipe, {"fingerprint": identity, "format": FORMAT})
+        write_json(recipe, begun)
         return []
-    commits = join(folder, COMMIT_FOLDER)
-    return [from_commit(read_json(join(commits, name))) for name in list_folder(commits) if name.endswith(".json")]
+    commits, shards = join(folder, COMMIT_FOLDER), set(list_folder(join(folder, SHARD_FOLDER)))
+    names = [name for name in list_folder(commits) if name.endswith(".json")]
+    found = [from_commit(read_json(join(commits, name))) for name in names]
+    # A shard that somebody removed is made again.
+    return [item for item in found if not (isinstance(item, ShardWritten) and item.shard) or item.shard.name in shards]
+
+
+def _versions(units: list[Unit]) -> dict[str, str]:
+    """What tells whether a file is still the one that was read: size and time, or what else its storage says of it."""
+    files = [unit.file for unit in units if unit.spec.format_of(unit.file).kind != "planted"]
+    urls = {resolve(file.uri, file.mirror_path) for file in files}
+    return {url: version(url) for url in sorted(urls)}
 
 
 def _unfinished(units: list[Unit], committed: list[Statement]) -> tuple[list[Unit], frozenset[tuple[int, int]]]:
@@ -285,6 +329,24 @@ def _survey(config: PrepareConfig, units: list[Unit], protection: Protection) ->
         )
         found = {row["unit"]: pickle.loads(row["survey"]) for row in rows.iter_rows()}
     return [found[unit.index] for unit in units]
+
+
+def _check_unchanged(units: list[Unit], statements: list[Statement], surveyed: dict[tuple[int, str], str]) -> None:
+    """Whether every file was the same in the survey and in every pass over it."""
+    for item in statements:
+        if isinstance(item, FileRead):
+            unit = units[item.unit]
+            if surveyed.setdefault(_file_key(unit), item.report.sha256) != item.report.sha256:
+                raise DataError(
+                    "the file changed while it was prepared",
+                    where=unit.file.uri,
+                    fix="remove the prepared folder and prepare again, when nobody writes to the file",
+                )
+
+
+def _file_key(unit: Unit) -> tuple[int, str]:
+    """Names a file of a source, whatever the pass."""
+    return unit.position, unit.file.model_dump_json()
 
 
 def _run(
@@ -346,11 +408,11 @@ def _ray_data() -> Iterator[None]:
     """Ray Data as preparation wants it, and its failures as the product's own errors."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    before = context.target_max_block_size, context.enable_progress_bars
+    context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.target_max_block_size, context.enable_progress_bars, log.level
     context.target_max_block_size, context.enable_progress_bars = BLOCK_BYTES, False
     # Ray's own log of an execution: progress is told by the job, and an error is raised as well as logged.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -358,14 +420,16 @@ def _ray_data() -> Iterator[None]:
             raise cause from None
         raise
     finally:
-        context.target_max_block_size, context.enable_progress_bars = before
+        context.target_max_block_size, context.enable_progress_bars = before[:2]
+        log.setLevel(before[2])
 
 
 def _audit(config: PrepareConfig) -> AuditReport:
-    """Of all tasks that the recipe names; what they are tested on is looked for in its corpora."""
+    """Of all tasks that the recipe names; what they are tested on is looked for in its corpora. By Polysome's own
+    method, so that the report does not depend on the machine."""
     named = list(dict.fromkeys([source.dataset for source in config.sources] + [i.dataset for i in config.exclude]))
     corpora = [name for name in named if dataset(name).kind == "corpus"]
-    return audit([name for name in named if dataset(name).kind == "task"], corpora)
+    return audit([name for name in named if dataset(name).kind == "task"], corpora, method="own")
 
 
 def _declared(units: list[Unit]) -> int | None:
@@ -416,10 +480,10 @@ def _manifest(
         name=config.name,
         kind=config.kind,
         recipe_fingerprint=identity,
-        fingerprint=fingerprint([identity, [shard.sha256 for shard in shards]]),
+        fingerprint=fingerprint([identity, plan_file.sha256, [shard.sha256 for shard in shards]]),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_folder),
         vocabulary_size=len(tokenizer),
-        pad_id=tokenizer.pad_token_id or 0,
+        pad_id=pad_id(tokenizer),
         max_length=config.max_length,
         rows=rows,
         documents=sum(shard.documents for shard in shards),

@@ -123,6 +123,8 @@ class Contained:
 
     def holders(self, sequences: ListColumn) -> Holders:
         """See `Protection`."""
+        if not self._seeds:
+            return np.full(len(sequences), -1, np.int32)
         free = np.int32(len(self.names))
         examples, found, count = self._found(sequences)
         holders = np.full(count, free, np.int32)

@@ -83,8 +83,7 @@ def _lengths(url: str) -> npt.NDArray[np.int64]:
 def _write(folder: str, plan: Plan) -> PlanFile:
     import pyarrow.parquet as pq
 
-    bounds = pa.array(plan.row_starts.astype(np.int32))
-    rows = pa.ListArray.from_arrays(bounds, pa.array(plan.order.astype(np.int32)))
+    rows = pa.LargeListArray.from_arrays(pa.array(plan.row_starts), pa.array(plan.order))
     content = io.BytesIO()
     pq.write_table(pa.table({"documents": rows}), content, compression="zstd", use_dictionary=False)
     with open_atomic(join(folder, PLAN)) as handle:

@@ -4,6 +4,7 @@ The leakage groups are those of all files of the split that are divided, so that
 subsets as well. They are computed once per machine and content and kept in the local cache.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,12 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polysome.data.duplicates import keys
 from polysome.data.leakage import group_shares
 from polysome.specs import Dataset, SourceFile, Split
 from polysome.storage import fingerprint
 from polysome.storage.local import cache_folder, only_one
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,26 @@ def _split_places(declared: str, split: Split) -> list[tuple[npt.NDArray[np.int6
     from polysome.data.examples import FileReport, read_file
 
     spec = Dataset.model_validate_json(declared)
-    tables, checksums = [], []
+    tables = []
     for file in spec.splits[split]:
         if file.share:
             whole = file.model_copy(update={"share": None})
-            report = FileReport(file.uri)
-            tables.append(pa.concat_tables([batch.examples for batch in read_file(spec, split, whole, report)]))
-            checksums.append(report.sha256)
-    identity = fingerprint([_VERSION, checksums, spec.model_dump(include={"molecules", "adapter"})])
-    places = _places(spec, tables, os.path.join(cache_folder("shares"), f"{identity}.npy"))
+            batches = read_file(spec, split, whole, FileReport(file.uri))
+            tables.append(pa.concat_tables([batch.examples for batch in batches]))
+    places = _places(spec, pa.concat_tables(tables)["sequences"])
     bounds = np.cumsum([table.num_rows for table in tables])[:-1]
     return list(zip((record_numbers(table) for table in tables), np.split(places, bounds), strict=True))
 
 
-def _places(spec: Dataset, tables: list[pa.Table], path: str) -> npt.NDArray[np.float64]:
+def _places(spec: Dataset, sequences: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """float64 [examples]; from the cache when the same sequences were grouped before."""
+    content = hashlib.sha256(keys(sequences).tobytes()).hexdigest()
+    identity = fingerprint([_VERSION, content, spec.model_dump(include={"molecules"})])
+    path = os.path.join(cache_folder("shares"), f"{identity}.npy")
     with only_one(path):
         if not os.path.exists(path):
             temporary = f"{path}.{uuid4().hex}.tmp.npy"
-            np.save(temporary, group_shares(pa.concat_tables(tables)["sequences"], spec.molecules))
+            np.save(temporary, group_shares(sequences, spec.molecules))
             os.replace(temporary, path)
         found: npt.NDArray[np.float64] = np.load(path)
     return found

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polysome.data.config import Source
-from polysome.data.duplicates import keys as keys_of
-from polysome.data.duplicates import label_keys
+from polysome.data.duplicates import example_keys, label_keys
 from polysome.data.examples import FileReport, read_file
 from polysome.data.manifest import Shard
+from polysome.data.memory import keep_memory
 from polysome.data.meters import count_shard
 from polysome.data.mixture import FileSurvey
 from polysome.data.protection import Protection
@@ -101,6 +101,7 @@ class ReadBlocks:
     committed: frozenset[tuple[int, int]]
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        keep_memory()
         for index in batch["unit"].to_pylist():
             yield from self._blocks(self.units[index])
 
@@ -138,6 +139,7 @@ class WriteShards:
     max_length: int
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        keep_memory()
         for row in range(batch.num_rows):
             unit, number = batch["unit"][row].as_py(), batch["number"][row].as_py()
             payload = batch["payload"][row].as_buffer()
@@ -154,7 +156,8 @@ class WriteShards:
         if unit.taken is None:
             held = self.protection.holders(examples["sequences"].combine_chunks())
             excluded = count_held(held, self.protection)
-            examples = examples.filter(pa.array(held < 0))
+            if excluded:
+                examples = examples.filter(pa.array(held < 0))
         if not examples.num_rows:
             return ShardWritten(unit.index, number, count, None, dict(excluded))
         tokenized = tokenize(examples, unit.spec, unit.rendering, self.tokenizer_json, self.max_length)
@@ -194,12 +197,14 @@ class SurveyFiles:
             report = FileReport(unit.file.uri)
             batches = read_file(unit.spec, unit.source.split, unit.file, report)
             parts = [self._part(unit, batch.examples) for batch in batches]
-            survey = FileSurvey(unit.position, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            survey = FileSurvey(
+                unit.position, report.sha256, *(np.concatenate(columns) for columns in zip(*parts, strict=True))
+            )
             yield pa.table({"unit": [index], "survey": pa.array([pickle.dumps(survey)], pa.binary())})
 
     def _part(self, unit: Unit, examples: pa.Table) -> tuple[npt.NDArray[np.generic], ...]:
         sequences = examples["sequences"].combine_chunks()
-        keys = keys_of(sequences, unit.spec.molecules, both_strands=self.both_strands)
+        keys = example_keys(examples, unit.spec.molecules, both_strands=self.both_strands)
         if unit.source.wording == "conditioned" and unit.file.subset:
             # A conditioned question names the subset: the same sequence asked about another one is another example.
             keys = keys ^ np.uint64(int.from_bytes(hashlib.blake2b(unit.file.subset.encode(), digest_size=8).digest()))

@@ -3,13 +3,26 @@
 Steps run in the order in which they are declared, on string columns, a block of records at a time.
 """
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from polysome.config import Config
 from polysome.specs.formats import Format
+
+
+def _named_groups(pattern: str) -> str:
+    """`pattern`, if Arrow takes it: RE2, with named groups and no others."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        pc.extract_regex(pa.array([""], pa.string()), pattern=pattern)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"no RE2 regular expression with named groups only, e.g. (?P<label>[01]): {error}") from error
+    if "(?P<" not in pattern:
+        raise ValueError("needs at least one named group, e.g. (?P<label>[01])")
+    return pattern
 
 
 class Companion(Config):
@@ -29,18 +42,12 @@ class Extract(Config):
     step: Literal["extract"] = "extract"
     column: str
     pattern: str
-    """Python regular expression with named groups, searched for."""
+    """RE2 regular expression with named groups and no others, searched for."""
 
     @field_validator("pattern")
     @classmethod
     def _names_groups(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groupindex
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
-        if not groups:
-            raise ValueError("needs at least one named group, e.g. (?P<label>[01])")
-        return pattern
+        return _named_groups(pattern)
 
 
 class Constant(Config):
@@ -58,6 +65,14 @@ class Where(Config):
     step: Literal["where"] = "where"
     column: str
     values: Annotated[list[str], Field(min_length=1)]
+
+
+class Sample(Config):
+    """Only a part of the records, drawn by their numbers in the file; the others are counted as not selected."""
+
+    step: Literal["sample"] = "sample"
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    seed: int = 0
 
 
 class Among(Config):
@@ -81,7 +96,15 @@ class Lookup(Config):
     file_column: str
     """Holds the key in the other file."""
     file_pattern: str | None = None
-    """Regular expression whose first group is the key within `file_column`."""
+    """RE2 regular expression with the group `(?P<key>…)`, which is the key within `file_column`."""
+
+    @field_validator("file_pattern")
+    @classmethod
+    def _names_the_key(cls, pattern: str | None) -> str | None:
+        if pattern is not None and "(?P<key>" not in pattern:
+            raise ValueError("needs the group (?P<key>…)")
+        return pattern if pattern is None else _named_groups(pattern)
+
     take: Annotated[dict[str, str], Field(min_length=1)]
     """New column -> column of the other file."""
 
@@ -106,10 +129,13 @@ class Replace(Config):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+            pc.replace_substring_regex(pa.array([""], pa.string()), pattern=pattern, replacement="")
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"no RE2 regular expression: {error}") from error
         return pattern
 
 
@@ -150,6 +176,6 @@ class Mutate(Config):
 
 
 Step = Annotated[
-    Extract | Constant | Where | Among | Lookup | Beside | Replace | Linear | Join | Mutate,
+    Extract | Constant | Where | Sample | Among | Lookup | Beside | Replace | Linear | Join | Mutate,
     Field(discriminator="step"),
 ]

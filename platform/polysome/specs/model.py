@@ -47,7 +47,7 @@ class SourceFile(Config):
     share: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
     """Keep only the records of this part of [0, 1) of the file's leakage groups: similar sequences stay together
     (AMB-20)."""
-    subset: str | None = None
+    subset: Annotated[str, Field(pattern=r"^[^/\s]+$")] | None = None
     """Name of the subset that the rows belong to, kept with every example."""
     optional: bool = False
     """Read only where the subset is asked for by name, e.g. the union of two others (A-6, AMB-3)."""
@@ -176,6 +176,7 @@ class InstructionColumns(Config):
     output: str = "output"
     label: str = "label"
     task: str = "task"
+    """Its text becomes the subset of a row."""
 
 
 class Dataset(Config):
@@ -200,6 +201,8 @@ class Dataset(Config):
     """Share of records that may be set aside as unreadable before a job stops."""
     window: Annotated[int, Field(ge=16)] | None = None
     """Corpus only: cut longer sequences into pieces of this many characters (A-91), nothing dropped."""
+    maximum_n: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Corpus only: leave out, and count, sequences (after cutting: pieces) with a larger share of the letter N."""
 
     @field_validator("name")
     @classmethod
@@ -210,14 +213,15 @@ class Dataset(Config):
 
     @model_validator(mode="after")
     def _whole(self) -> "Dataset":
+        _check_divisions(self.splits)
         roles = [molecule.role for molecule in self.molecules]
         if len(set(roles)) != len(roles):
             raise ValueError(f"molecule roles must differ, found {roles}")
         for molecule in self.molecules:
             if molecule.match_role is not None and molecule.match_role not in set(roles) - {molecule.role}:
                 raise ValueError(f"match_role {molecule.match_role!r} is none of the other molecules {roles}")
-        if self.window is not None and self.kind != "corpus":
-            raise ValueError("window is for corpora; a task's sequence is never cut silently")
+        if (self.window is not None or self.maximum_n < 1) and self.kind != "corpus":
+            raise ValueError("window and maximum_n are for corpora; a task's sequence is never cut or dropped silently")
         if self.instructions is not None:
             if self.task is not None or self.molecules:
                 raise ValueError("instruction rows bring their own molecules and answers: no task, molecules: []")
@@ -287,6 +291,26 @@ class Dataset(Config):
     def format_of(self, file: SourceFile) -> Format:
         """The format in which `file` is read."""
         return file.format or self.format
+
+
+def _check_divisions(splits: dict[Split, list[SourceFile]]) -> None:
+    """Splits that divide the same files must agree in which files, and take parts that do not overlap: groups of
+    similar sequences are those of all divided files together."""
+    parts: list[tuple[str, set[str], tuple[float, float]]] = []
+    for split, files in splits.items():
+        divided = {file.model_dump_json(exclude={"share", "optional"}): file.share for file in files if file.share}
+        if not divided:
+            continue
+        if len(set(divided.values())) > 1:
+            raise ValueError(f"the files of {split} have different shares; groups would stand on both sides")
+        names, share = set(divided), next(iter(divided.values()))
+        assert share is not None
+        for other, others, taken in parts:
+            if names & others and names != others:
+                raise ValueError(f"{split} and {other} divide some of the same files: both must divide all of them")
+            if names == others and share[0] < taken[1] and taken[0] < share[1]:
+                raise ValueError(f"{split} and {other} both take a part of the share {list(share)}")
+        parts.append((split, names, share))
 
 
 def placeholders(template: str) -> list[str]:

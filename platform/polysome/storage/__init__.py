@@ -15,6 +15,7 @@ from polysome.storage.files import (
     remove,
     require_folder_writable,
     resolve,
+    version,
     write_json,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "remove",
     "require_folder_writable",
     "resolve",
+    "version",
     "write_json",
 ]

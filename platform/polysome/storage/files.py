@@ -142,6 +142,21 @@ def absent_fix(url: str) -> str:
     return f"check the address and the network, or set {MIRROR_VARIABLE} to a folder or URL that holds a copy"
 
 
+def version(url: str) -> str:
+    """What the storage says of the file's content without reading it: size, and time or tag of the last change.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    try:
+        filesystem, path = url_to_fs(url)
+        info = filesystem.info(path)
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {url}", where=url, fix=absent_fix(url)) from error
+    told = ("size", "mtime", "LastModified", "last_modified", "ETag", "etag", "updated", "created", "mimetype")
+    return fingerprint({name: str(info[name]) for name in told if info.get(name) is not None})
+
+
 def fingerprint(content: Any) -> str:
     """A short hash (16 hex digits) of JSON-able content, the same for equal content in every process."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -70,6 +70,15 @@ def test_where_leaves_records_to_other_splits(tmp_path):
     assert (report.records, report.not_selected, reasons) == (2, 1, [])
 
 
+def test_a_sample_is_the_same_records_each_time_and_near_its_fraction(tmp_path):
+    text = "sequence,label\n" + "".join(f"MK,{number}\n" for number in range(2000))
+    first, report, _ = read(tmp_path, text, [{"step": "sample", "fraction": 0.25}])
+    assert first == read(tmp_path, text, [{"step": "sample", "fraction": 0.25}])[0]
+    assert first != read(tmp_path, text, [{"step": "sample", "fraction": 0.25, "seed": 1}])[0]
+    assert 420 < len(first) < 580
+    assert report.not_selected == 2000 - len(first)
+
+
 def test_lookup_and_among_join_files_by_case_sensitive_keys(tmp_path):
     fasta = write(tmp_path, "proteins.fa", ">1abc-A chain\nMKV\n>1ABC-A chain\nMKL\n")
     ids = write(tmp_path, "ids.txt", "1abc-A\n1ABC-A\n9xyz-Z\n")
@@ -80,7 +89,7 @@ def test_lookup_and_among_join_files_by_case_sensitive_keys(tmp_path):
             "column": "chain",
             "file": {"uri": fasta, "format": "fasta"},
             "file_column": "header",
-            "file_pattern": r"^(\S+)",
+            "file_pattern": r"^(?P<key>\S+)",
             "take": {"sequence": "sequence"},
         },
     ]
@@ -163,7 +172,9 @@ def test_a_file_may_have_steps_of_its_own(tmp_path):
     ("step", "problem"),
     [
         ({"step": "extract", "column": "a", "pattern": "(x)"}, "named group"),
-        ({"step": "extract", "column": "a", "pattern": "(?P<x>"}, "no regular expression"),
+        ({"step": "extract", "column": "a", "pattern": "(?P<x>"}, "no RE2 regular expression"),
+        ({"step": "extract", "column": "a", "pattern": "(?P<x>A)(?=C)"}, "no RE2 regular expression"),
+        ({"step": "replace", "column": "a", "pattern": "A(?!C)"}, "no RE2 regular expression"),
         ({"step": "filter", "column": "a"}, "adapter"),
         ({"step": "where", "column": "a", "values": []}, "values"),
     ],

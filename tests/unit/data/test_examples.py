@@ -2,13 +2,18 @@
 
 import gzip
 import hashlib
+import json
 import random
 
+import pyarrow as pa
 import pytest
 
 from polysome.config import ConfigurationError, DataError, validate
+from polysome.data import shares
 from polysome.data.clean import reverse_complement
+from polysome.data.duplicates import example_keys
 from polysome.data.examples import FileReport, read_examples, read_file
+from polysome.data.schema import EXAMPLES
 from polysome.specs import Dataset
 
 TASK = {
@@ -145,3 +150,91 @@ def test_spec_refuses_a_template_without_its_sequence(tmp_path):
     wrong = {**TASK, "templates": {**TASK["templates"], "questions": ["Is there one?"]}}
     with pytest.raises(ConfigurationError, match="needs exactly"):
         validate(Dataset, spec("x").model_dump(exclude={"task"}) | {"task": wrong}, where="test")
+
+
+def test_a_long_record_is_windowed_in_memory_that_does_not_grow_with_the_windows(tmp_path):
+    """A chromosome: a thousand windows of one record must not copy the record a thousand times."""
+    path = write(tmp_path / "chromosome.fa", ">1\n" + "ACGTTGCA" * 1_000_000 + "\n>2\n" + "N" * 5000 + "\n")
+    whole = spec(path, file_format="fasta", task=False, window=2000, maximum_n=0.5, molecules=[BASES])
+    report = FileReport("x")
+    before = pa.total_allocated_bytes()
+    batches = list(read_file(whole, "train", whole.files("train")[0], report))
+    assert pa.total_allocated_bytes() - before < 100_000_000
+    assert sum(batch.examples.num_rows for batch in batches) == 4000
+    assert report.changed["left out, more than 0.5 of the letters are N"] == 3
+
+
+BASES = {"type": "dna", "maximum_length": 100_000_000}
+
+
+def test_a_preview_reads_on_until_it_has_examples_and_judges_no_file_by_its_head(tmp_path):
+    rows = ["ACGT,1,a"] * 9000 + ["TTTT,0,b"] * 3
+    path = write(tmp_path / "a.csv", "sequence,label,part\n" + "".join(row + "\n" for row in rows))
+    late = spec(path, adapter=[{"step": "where", "column": "part", "values": ["b"]}])
+    assert read_examples(late, "train", limit=2)["sequences"].to_pylist() == [["TTTT"]] * 2
+    path = write(tmp_path / "b.csv", "sequence,label\n" + "AC-T,1\n" * 50 + "ACGT,1\n" * 9000)
+    gapped = spec(path)
+    head = read_file(gapped, "train", gapped.files("train")[0], FileReport("x"), limit=100, block_bytes=1 << 12)
+    assert sum(batch.quarantine.num_rows for batch in head) == 50
+    assert read_examples(gapped, "train").num_rows == 9000
+
+
+def test_shares_follow_the_records_that_are_there_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYSOME_CACHE", str(tmp_path / "cache"))
+    draw = random.Random(1)
+    rows = "".join(f"{''.join(draw.choices('ACGT', k=60))},1,{'ab'[number % 2]}\n" for number in range(80))
+    path = write(tmp_path / "a.csv", "sequence,label,part\n" + rows)
+    half = {"share": [0, 0.5]}
+    assert 10 < read_examples(spec(path, file=half), "train").num_rows < 70
+    steps = {"adapter": [{"step": "where", "column": "part", "values": ["b"]}]}
+    cached = read_examples(spec(path, file=half | steps), "train")
+    monkeypatch.setenv("POLYSOME_CACHE", str(tmp_path / "other"))
+    shares._split_places.cache_clear()
+    assert cached == read_examples(spec(path, file=half | steps), "train")
+
+
+@pytest.mark.parametrize(
+    ("dev", "problem"),
+    [
+        ({"uri": "a", "share": [0.4, 1]}, "both take a part"),
+        ({"uri": "b", "share": [0.5, 1]}, None),
+    ],
+)
+def test_splits_that_divide_one_file_take_parts_that_do_not_overlap(dev, problem):
+    splits = {"train": [{"uri": "a", "share": [0, 0.5]}], "dev": [dev]}
+    if problem is None:
+        assert spec("x", splits=splits)
+        return
+    with pytest.raises(ConfigurationError, match=problem):
+        spec("x", splits=splits)
+
+
+def test_files_of_one_split_must_be_divided_alike():
+    files = [{"uri": "a", "share": [0, 0.5]}, {"uri": "b", "share": [0, 0.4]}]
+    with pytest.raises(ConfigurationError, match="different shares"):
+        spec("x", splits={"train": files})
+    splits = {
+        "train": [{"uri": "a", "share": [0, 0.5]}],
+        "dev": [{"uri": "a", "share": [0.5, 1]}, {"uri": "b", "share": [0.5, 1]}],
+    }
+    with pytest.raises(ConfigurationError, match="both must divide all of them"):
+        spec("x", splits=splits)
+
+
+def test_instruction_rows_bring_their_own_wordings_and_need_both(tmp_path):
+    rows = [
+        {"input": "<rna>ACGU<rna> Which?", "output": "tRNA.", "label": "tRNA", "task": "NoncodingRNAFamily-x"},
+        {"input": "", "output": "Yes.", "label": None, "task": "t"},
+        {"input": "<dna>ACGT</dna> Is it?", "output": None, "label": None, "task": "t"},
+    ]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    more = {"instructions": {}, "molecules": [], "maximum_quarantined": 1}
+    given = spec(path, file_format="jsonl", task=False, **more)
+    (batch,) = read_file(given, "train", given.files("train")[0], FileReport("x"))
+    (row,) = batch.examples.to_pylist()
+    assert (row["question"], row["sequences"], row["answer"]) == ("{rna} Which?", ["ACGU"], "tRNA.")
+    assert row["subset"] == "NoncodingRNAFamily-x"
+    assert batch.quarantine["reason"].to_pylist() == ["no question", "no answer"]
+    # The same sequence asked another question is another example.
+    asked = batch.examples.set_column(6, "question", pa.array(["{rna} Is it?"]))
+    assert (example_keys(batch.examples, ()) != example_keys(asked.cast(EXAMPLES), ())).all()

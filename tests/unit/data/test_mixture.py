@@ -29,7 +29,7 @@ def surveys(sizes=SIZES, *, held=()):
             keys = np.arange(count, dtype=np.uint64) + np.uint64(1000 * len(files))
             marks = np.full(count, -1, np.int32)
             marks[list(held)] = 0
-            files.append(FileSurvey(source, keys, np.zeros(count, np.uint64), marks))
+            files.append(FileSurvey(source, "", keys, np.zeros(count, np.uint64), marks))
     return files
 
 
@@ -91,7 +91,7 @@ def test_protected_examples_are_never_drawn():
 def test_duplicates_keep_the_first_and_conflicts_go():
     keys = np.array([1, 2, 1, 3, 3, 4], np.uint64)
     labels = np.array([0, 0, 0, 0, 1, 1], np.uint64)
-    files = [FileSurvey(0, keys, labels, np.full(6, -1, np.int32))]
+    files = [FileSurvey(0, "", keys, labels, np.full(6, -1, np.int32))]
     sources = [{"dataset": "a"}]
     exact = select(settings(sources, deduplicate="exact"), files)
     assert exact.passes[0][0].tolist() == [True, True, False, True, True, True]

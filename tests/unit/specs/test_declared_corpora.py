@@ -46,9 +46,9 @@ def test_human_rna_is_taken_out_of_the_file_of_all_species(tmp_path):
 
 def test_alternative_sequences_of_the_genome_are_left_out(tmp_path):
     path = tmp_path / "genome.fa"
-    path.write_text(">chr1\nACGTacgtNN\n>chr1_KI270706v1_random\nACGTACGTAC\n>chrM\nTTTTTTTTTT\n")
+    path.write_text(">chr1\nACGTacgtaN\n>chrUn\nACGTNNNNNN\n>chr1_KI270706v1_random\nACGTACGTAC\n>chrM\nTTTTTTTTTT\n")
     spec = _at("human_dna", path, "train")
-    assert read_examples(spec, "train")["sequences"].to_pylist() == [["ACGTACGTNN"], ["TTTTTTTTTT"]]
+    assert read_examples(spec, "train")["sequences"].to_pylist() == [["ACGTACGTAN"], ["TTTTTTTTTT"]]
 
 
 @pytest.mark.parametrize("name", TRANSFER)

@@ -58,7 +58,7 @@ def test_a_whole_spec_is_accepted():
         ({"name": "Toy Set"}, "lower-case"),
         ({"splits__trian": [{"uri": "x"}]}, "trian"),
         ({"molecules": [{"type": "dna"}, {"type": "dna"}]}, "roles must differ"),
-        ({"window": 64}, "window is for corpora"),
+        ({"window": 64}, "are for corpora"),
         ({"licens": "x"}, "did you mean 'licence'"),
     ],
 )
