@@ -1,10 +1,14 @@
 """Preparing on real Ray Data: every document arrives once, exclusions and limits are counted, errors leave nothing."""
 
+import functools
+import http.server
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -202,3 +206,61 @@ def test_workers_that_are_killed_are_replaced_and_no_row_is_lost(tmp_path, tiny_
     hurt = prepare(PrepareConfig(**content), str(tmp_path / "hurt"), report=kill_one)
     assert killed
     assert hurt.fingerprint == whole.fingerprint
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_loses_no_row(tmp_path, tiny_tokenizer, isolated_environment):
+    from polysome.data.prepare import prepare
+
+    content = {key: value for key, value in big_recipe(tiny_tokenizer).items() if key != "job"}
+    whole = prepare(PrepareConfig(**content), str(tmp_path / "whole"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    program = [sys.executable, str(Path(__file__).with_name("nodes_program.py")), str(recipe), str(tmp_path / "hurt")]
+    environment = {**isolated_environment, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["killed_after"]
+    assert told["fingerprint"] == whole.fingerprint
+
+
+class Slow(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and makes whoever asks for `slow.fa` wait."""
+
+    waits = 0.0
+
+    def do_GET(self):
+        if self.path.endswith("slow.fa"):
+            time.sleep(type(self).waits)
+        super().do_GET()
+
+    def log_message(self, *arguments):
+        """Nothing."""
+
+
+def test_a_slow_file_changes_nothing_of_what_comes_out(tmp_path, tiny_tokenizer, monkeypatch):
+    from polysome.data.prepare import prepare
+
+    (tmp_path / "web").mkdir()
+    for name, base in (("slow.fa", "A"), ("quick.fa", "C")):
+        text = "".join(f">{number}\n{base * 20}{'ACGT' * (number % 9)}\n" for number in range(3000))
+        (tmp_path / "web" / name).write_text(text)
+    handler = functools.partial(Slow, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        content = dataset("human_dna_sample").model_dump(mode="json") | {"name": "web", "window": None}
+        content["splits"] = {"train": [{"uri": f"{address}/{name}"} for name in ("slow.fa", "quick.fa")]}
+        write_spec(tmp_path, Dataset.model_validate(content))
+        monkeypatch.setenv("POLYSOME_DATASETS", str(tmp_path / "specs"))
+        monkeypatch.delenv("POLYSOME_MIRROR", raising=False)
+        settings = recipe(tiny_tokenizer, kind="pretrain", sources=[{"dataset": "web"}], exclude=[])
+        fingerprints = set()
+        for waits in (0.0, 1.5):
+            Slow.waits = waits
+            manifest = prepare(settings, str(tmp_path / f"out-{waits}"))
+            assert manifest.documents == 6000
+            fingerprints.add((manifest.fingerprint, manifest.plan.sha256))
+        server.shutdown()
+    assert len(fingerprints) == 1
