@@ -67,10 +67,10 @@ class PrepareSettings(Config):
     sources: Annotated[list[Source], Field(min_length=1)]
     mixture: Mixture = Mixture()
     deduplicate: Literal["none", "exact", "both_strands"] = "none"
-    """Keep the first of equal examples of a data set, equal label included; `both_strands`: DNA that is the reverse
+    """Keep the first of equal examples of a source, equal label included; `both_strands`: DNA that is the reverse
     complement of another is equal to it."""
     conflicting_labels: Literal["keep", "drop"] = "keep"
-    """Examples of a data set with equal sequences and unequal labels; `drop` leaves out all of them."""
+    """Examples of a source with equal sequences and unequal labels; `drop` leaves out all of them."""
     exclude: list[Protected] = []
     """Examples found in one of these splits are left out and counted (AMB-3). For chats: all sequences are equal. For a
     corpus: the text holds a protected sequence anywhere, in DNA also its reverse complement."""

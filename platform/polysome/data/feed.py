@@ -1,7 +1,7 @@
 """The feed: packed rows of a prepared folder, addressed by their position in the stream that a seed defines.
 
 The Parquet shards are converted once, streaming, to flat arrays in a local cache; the documents of a row are then read
-through the memory map and padded, so memory does not grow with the data. Which row stands at which position is a pure
+through the memory map and padded, so the tokens need no memory. Which row stands at which position is a pure
 function of (seed, epoch, position within the epoch): it does not know how many workers read, and a resume is one
 integer.
 """
