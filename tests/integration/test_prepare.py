@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,12 @@ def test_documents_arrive_once_and_answers_alone_are_trained_on(tmp_path, tiny_t
     assert again.fingerprint == manifest.fingerprint
     with pytest.raises(ConfigurationError, match="another recipe"):
         prepare(recipe(tiny_tokenizer, seed=1), folder)
+    other = shutil.copytree(tiny_tokenizer, tmp_path / "other")
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings["chat_template"] = settings["chat_template"].replace("<|", " <|", 1)
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigurationError, match="another tokenizer or chat template"):
+        prepare(recipe(str(other)), folder)
     assert read_manifest(folder) == manifest
 
 

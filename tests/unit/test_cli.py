@@ -163,3 +163,44 @@ def test_a_job_program_tells_errors_as_the_command_does(tmp_path):
         assert done.returncode == 2
         assert told in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_ready_made_rows_are_exported_as_they_came(capsys, tmp_path, monkeypatch):
+    rows = [
+        {"input": "<rna>ACGU<rna> Which?", "output": "tRNA.", "label": "tRNA", "task": "NoncodingRNAFamily-x"},
+        {
+            "input": "<dna>AC</dna> How much?",
+            "output": "0.50",
+            "label": {"hk": 0.50, "dev": -1},
+            "task": "ea",
+            "more": 1,
+        },
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "given.yaml").write_text(
+        "name: given\ntitle: t\nhomepage: h\nlicence: l\ncitation: c\nformat: jsonl\nmolecules: []\n"
+        f"instructions: {{}}\nsplits: {{train: [{{uri: {source}}}]}}\n"
+    )
+    monkeypatch.setenv("POLYSOME_DATASETS", str(tmp_path))
+    code, out, _ = run(capsys, "datasets", "export", "given")
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()] == rows
+
+
+def test_a_broken_tokenizer_is_named(capsys, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{broken")
+    code, _, err = run(capsys, "tokens", "audit", str(tmp_path))
+    assert code == 2
+    assert "tokenizer.json is not JSON" in err
+
+
+def test_a_vocabulary_is_built_and_audited(capsys, tmp_path):
+    folder = str(tmp_path / "vocabulary")
+    assert run(capsys, "tokens", "build", folder, "--dataset", "planted_promoter")[0] == 0
+    assert run(capsys, "tokens", "build", folder)[0] == 2
+    code, out, _ = run(capsys, "tokens", "audit", folder, "--json")
+    assert code == 0
+    audits = {item["molecule"]: item for item in json.loads(out)["molecules"]}
+    assert audits["dna"]["characters_per_token"] == 1
+    assert audits["dna"]["changed_max"] == 1

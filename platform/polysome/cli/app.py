@@ -380,6 +380,9 @@ def _tell_run(done: "Run", runs: str, as_json: bool) -> None:
     if record.job != "pipeline":
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in record.results.items():
+            if isinstance(value, dict | list):
+                # Tables of their own stand in the run's files.
+                continue
             table.add_row(name, escape(f"{value:g}" if isinstance(value, float) else str(value)))
         screen.print(table)
     screen.print(f"run {done.folder}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,7 +100,9 @@ def validate(
             spec = specs.dataset(name)
             findings = lint(spec)
             if read:
-                rows = {split: sum(_count(spec, split, file) for file in files) for split, files in spec.splits.items()}
+                for split, files in spec.splits.items():
+                    counts = [_count(spec, split, file) for file in files]
+                    rows[split] = sum(n for n, file in zip(counts, files, strict=True) if not file.optional)
         except PolysomeError as error:
             problem = error
         wrong = problem is not None or any(finding.level == "error" for finding in findings)
@@ -117,9 +120,9 @@ def validate(
         print_json(results)
     else:
         for result in results:
-            counts = ", ".join(f"{split} {count:,}" for split, count in result["rows"].items())
+            told_rows = ", ".join(f"{split} {count:,}" for split, count in result["rows"].items())
             verdict = "[green]ok[/]   " if result["ok"] else "[red]wrong[/]"
-            console().print(f"{verdict} {result['name']}  {counts}")
+            console().print(f"{verdict} {result['name']}  {told_rows}")
             for finding in result["findings"]:
                 text = f"{finding['level']}: {finding['problem']}: {finding['template']!r}"
                 console().print(indented(text), markup=False, soft_wrap=True)
@@ -411,6 +414,23 @@ def _is_here(name: str) -> bool:
     return True
 
 
+def _export_given(spec: "Dataset", split: Any, subsets: list[str] | None, limit: int | None, output: str) -> int:
+    """Ready-made instruction rows as they came, every field and digit; returns how many."""
+    from itertools import islice
+
+    from polysome.data.interchange import export_imported, import_rows
+    from polysome.storage import open_atomic, resolve
+
+    tables = (t for file in spec.files(split, subsets) for t in import_rows(resolve(file.uri, file.mirror_path)))
+    rows = islice((row for table in tables for row in export_imported(table)), limit)
+    count = 0
+    with nullcontext(sys.stdout) if output == "-" else open_atomic(output, "w") as handle:
+        for row in rows:
+            handle.write(row + "\n")
+            count += 1
+    return count
+
+
 @app.command("export")
 def export(
     name: NameArgument,
@@ -423,7 +443,8 @@ def export(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of templates.")] = 42,
 ) -> None:
-    """Write a split as the authors' instruction rows: JSON lines of input, output, label and task (XP-3)."""
+    """Write a split as the authors' instruction rows, JSON lines of input, output, label and task (XP-3); ready-made
+    rows as they came."""
     from typing import get_args
 
     from polysome import specs
@@ -438,6 +459,11 @@ def export(
             f"no tag style {tag_style!r}", where="--tag-style", fix=f"choose one of {', '.join(get_args(TagStyle))}"
         )
     chosen: Any = split or ("train" if "train" in spec.splits else next(iter(spec.splits)))
+    if spec.instructions is not None and spec.format.kind == "jsonl":
+        count = _export_given(spec, chosen, subset, limit, output)
+        if output != "-":
+            console().print(f"{count:,} rows written to {output}", markup=False, soft_wrap=True)
+        return
     examples = read_examples(spec, chosen, limit=limit, subsets=subset)
     rows = export_rows(examples, spec, seed=seed, style=Style(tag_style=tag_style))  # type: ignore[arg-type]
     if output == "-":

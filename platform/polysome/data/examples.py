@@ -40,6 +40,8 @@ class FileReport:
         quarantined, reasons: set aside, in all and by reason.
         changed: how many sequences cleaning changed, by kind of change.
         examples: those that came out, before any windows.
+        in_other_shares: those that belong to another share of the file.
+        first: record number and reason of the first that was set aside.
     """
 
     uri: str
@@ -48,6 +50,8 @@ class FileReport:
     not_selected: int = 0
     quarantined: int = 0
     examples: int = 0
+    in_other_shares: int = 0
+    first: tuple[int, str] | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
 
@@ -91,7 +95,9 @@ def read_file(
         examples = _examples(spec, split, source, stretch, report)
         quarantine = _quarantine(source, records, stretch, report)
         if shares is not None:
+            whole = examples.num_rows
             examples = shares.take(examples)
+            report.in_other_shares += whole - examples.num_rows
         report.examples += examples.num_rows
         if spec.window is not None:
             examples = _windows(examples, spec.window)
@@ -344,6 +350,8 @@ def _quarantine(source: SourceFile, records: Records, stretch: Stretch, report: 
     ]
     entries += [(number, -1, str(refusal), refusal.kind) for number, refusal in stretch.refused.items()]
     entries.sort()
+    if entries and report.first is None:
+        report.first = (entries[0][0], entries[0][2])
     report.quarantined += len(entries)
     report.reasons.update(kind for *_, kind in entries)
     rows = [
@@ -364,11 +372,13 @@ def _check_any(source: SourceFile, report: FileReport) -> None:
 
 def _check_quarantined(spec: Dataset, source: SourceFile, report: FileReport) -> None:
     if report.quarantined > spec.maximum_quarantined * report.records:
+        assert report.first is not None
         reasons = "; ".join(f"{count} x {reason}" for reason, count in report.reasons.most_common(3))
         raise DataError(
-            f"{report.quarantined} of {report.records} records cannot be used ({reasons})",
-            where=source.uri,
-            fix=f"check molecule types and columns in datasets_spec/{spec.name}.yaml, or raise its maximum_quarantined",
+            f"{report.quarantined} of {report.records} records cannot be used ({reasons}); "
+            f"the first: {report.first[1]}",
+            where=f"{source.uri}, record {report.first[0]} (counted from 0)",
+            fix=f"mend the file, or format, columns and molecules in {spec.name}.yaml, or raise maximum_quarantined",
         )
 
 

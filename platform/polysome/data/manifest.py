@@ -53,6 +53,8 @@ class SourceReport(Config):
     """Records read, before anything was set aside (once, however often its examples stand in the data)."""
     quarantined: int
     quarantine_reasons: dict[str, int]
+    in_other_shares: int
+    """Records of the files that belong to other splits."""
     changed: dict[str, int]
     """Sequences that cleaning changed, by kind of change."""
     excluded: dict[str, int]

@@ -94,15 +94,7 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
     tokenizer_folder = local_tokenizer(config.tokenizer)
     identity = _fingerprint(config, tokenizer_folder)
     if exists(join(folder, MANIFEST)):
-        found = read_manifest(folder)
-        if found.recipe_fingerprint != identity:
-            raise ConfigurationError(
-                f"{folder} holds prepared data of another recipe, tokenizer or template ({found.recipe_fingerprint}, "
-                f"this one is {identity})",
-                where=folder,
-                fix="name another folder, or remove that one",
-            )
-        return found
+        return check_prepared(config, folder)
     tokenizer = load_tokenizer(tokenizer_folder)
     units = _units(config, tokenizer)
     preflight([(unit.spec, unit.source.split, unit.file) for unit in units])
@@ -129,6 +121,25 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
     write_manifest(folder, manifest)
     remove(join(folder, COMMIT_FOLDER))
     return manifest
+
+
+def check_prepared(config: PrepareConfig, folder: str) -> Manifest:
+    """The manifest of a finished folder, if it was made by this recipe with these specs and this tokenizer.
+
+    Raises:
+        ConfigurationError: it was made by another recipe, or another tokenizer, chat template or spec of the same name.
+    """
+    found, tokenizer_folder = read_manifest(folder), local_tokenizer(config.tokenizer)
+    if found.recipe_fingerprint != (identity := _fingerprint(config, tokenizer_folder)):
+        same = found.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer_folder)
+        raise ConfigurationError(
+            f"{folder} was prepared by another recipe, spec or version of Polysome"
+            if same
+            else f"{folder} was prepared with another tokenizer or chat template than {config.tokenizer} now holds",
+            where=f"{folder}: fingerprint {found.recipe_fingerprint}, this one is {identity}",
+            fix="name another folder or run id, or remove that one",
+        )
+    return found
 
 
 def preflight(files: list[tuple[Dataset, Split, SourceFile]]) -> None:
@@ -544,6 +555,7 @@ def _source_report(
         records=sum(report.records for report in first),
         quarantined=sum(report.quarantined for report in first),
         quarantine_reasons=dict(reasons),
+        in_other_shares=sum(report.in_other_shares for report in first),
         changed=dict(changed),
         excluded=dict(excluded),
         duplicates=selection.duplicates[position] if selection else 0,

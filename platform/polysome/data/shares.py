@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from polysome.config import DataError
 from polysome.data.duplicates import keys
 from polysome.data.leakage import group_shares
 from polysome.specs import Dataset, SourceFile, Split
@@ -60,6 +61,13 @@ def shares_of(spec: Dataset, split: Split, source: SourceFile) -> Shares:
     assert source.share is not None
     files = [file.model_copy(update={"share": None}) for file in spec.splits[split] if file.share]
     found = _split_places(spec.model_dump_json(), split)
+    lower, upper = source.share
+    if not any(((lower <= places) & (places < upper)).any() for _, places in found):
+        raise DataError(
+            f"share {list(source.share)} of {split!r} holds none of its {sum(len(p) for _, p in found)} records",
+            where=source.uri,
+            fix="take a larger share, or more records: groups of similar sequences are not divided",
+        )
     numbers, places = found[files.index(source.model_copy(update={"share": None}))]
     return Shares(numbers, places, source.share)
 

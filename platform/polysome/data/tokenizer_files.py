@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polysome.config import ConfigurationError
 from polysome.storage import join, open_atomic
@@ -28,17 +28,29 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
         raise ConfigurationError(
             f"no tokenizer.json in {folder}", where=str(folder), fix="name a folder with a fast (tokenizers) tokenizer"
         )
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content = _json(folder / "tokenizer.json")
     # Truncation and padding are set per call; they do not change what a token is.
     content.pop("truncation", None), content.pop("padding", None)
     settings_file = folder / "tokenizer_config.json"
-    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+    settings = _json(settings_file) if settings_file.is_file() else {}
     template = folder / "chat_template.jinja"
     if template.is_file():
         settings["chat_template"] = template.read_text(encoding="utf-8")
     kept = {name: _token_text(settings.get(name)) for name in _MEANING}
     text = json.dumps([content, kept], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{path.name} is not JSON: {error}", where=str(path), fix="save the tokenizer again, or copy it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path.name} holds no object", where=str(path), fix="save the tokenizer again")
+    return content
 
 
 def _token_text(value: object) -> object:
@@ -63,8 +75,11 @@ def local_tokenizer(folder: str) -> Path:
     copy = Path(local_folder(folder))
     if not (copy / "tokenizer.json").is_file():
         raise ConfigurationError(
-            f"no tokenizer.json in {folder}", where=folder, fix="name a folder with a fast (tokenizers) tokenizer"
+            f"no tokenizer.json in {folder}",
+            where=folder,
+            fix="name a local folder or URL with a fast (tokenizers) tokenizer; `polysome tokens build` makes one",
         )
+    tokenizer_fingerprint(copy)
     return copy
 
 

@@ -235,7 +235,8 @@ def from_commit(content: dict[str, Any]) -> Statement:
     """A statement read back from its commit."""
     if "report" in content:
         report = content["report"]
-        counted = {name: Counter(report[name]) for name in ("reasons", "changed")}
+        counted: dict[str, Any] = {name: Counter(report[name]) for name in ("reasons", "changed")}
+        counted["first"] = report["first"] and tuple(report["first"])
         return FileRead(content["unit"], content["blocks"], FileReport(**(report | counted)))
     shard = content["shard"]
     return ShardWritten(**(content | {"shard": None if shard is None else Shard(**shard)}))

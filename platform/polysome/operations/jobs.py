@@ -80,13 +80,19 @@ def prepare(
     announce: Announce = log.info,
 ) -> runs.Run:
     """Read, clean, render, tokenize and pack into `<run>/data`."""
+    from polysome.data.prepare import check_prepared, check_sources
+    from polysome.data.tokenizer_files import local_tokenizer
+
+    check_sources(config, where=f"recipe {config.name}")
+    local_tokenizer(config.tokenizer)
     with runs.start(runs_root, "prepare", config.name, config, parents=parents, run_id=run_id) as run:
+        folder = join(run.folder, "data")
         if run.reusable:
+            check_prepared(config, folder)
             return run
         with connect():
             from polysome.data.prepare import prepare as prepare_data
 
-            folder = join(run.folder, "data")
             manifest = prepare_data(config, folder, report=announce)
         run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
         run.finish({"data": folder, **manifest.model_dump(exclude={"shards"})})

@@ -59,6 +59,10 @@ _QUANTITY = re.compile(
     r"(?:value|score|number|percentage|rate|degree|temperature|ratio|fraction|proportion)s?\b"
     r"|\b(?:return|give|report|state|provide) (?:me )?(?:a|the|its) (?:value|score|number|percentage)\b"
 )
+_NUMBER_WANTED = re.compile(
+    r"\bas a (?:number|percentage|score)\b|\b(?:rate|score|grade)\b[^.?]*\bfrom \d|\bpercentage\b|\bon a scale\b"
+    r"|\b(?:predict|estimate|calculate|compute|quantify) the (?:value|level|amount|degree|score|strength) of\b"
+)
 _CLASS = re.compile(r"\bwhich (?:class|family|type|kind|category|group|label|of (?:the|these|those))\b")
 _REQUEST = re.compile(
     r"\b(?:predict|estimat|determin|assess|evaluat|classif|identif|detect|calculat|comput|quantif|tell|give|report|state"
@@ -147,7 +151,7 @@ class _Question:
 def _asks_yes_no(task: Task, asked: _Question) -> Iterator[tuple[str, Level]]:
     if asked.invites_yes_no:
         return
-    if _QUANTITY.search(asked.text):
+    if _QUANTITY.search(asked.text) or _NUMBER_WANTED.search(asked.text):
         yield "asks for a quantity, and the label is yes or no", "error"
     elif re.search(r"\bwhich\b|\bhow\b", asked.text):
         yield "asks which or how, and the label is yes or no", "error"

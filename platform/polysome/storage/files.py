@@ -123,9 +123,13 @@ def resolve(uri: str, mirror_path: str | None = None) -> str:
     """Where to read a declared `uri` from: below `POLYSOME_MIRROR` when that is set, else the uri itself.
 
     A mirror holds each file at its declared `mirror_path`, or, where none is declared, at `<host>/<path>` of the uri.
-    Generated data (`planted://`) and local paths are never mirrored.
+    Generated data (`planted://`) and local paths are never mirrored. Of a chained address
+    (`zip://member::https://host/archive.zip`) the last part is the file that a mirror holds.
     """
     mirror = os.environ.get(MIRROR_VARIABLE, "")
+    inside, chained, outer = uri.rpartition("::")
+    if chained:
+        return f"{inside}::{resolve(outer, mirror_path)}"
     parts = urlsplit(uri)
     if not mirror or parts.scheme in ("planted", "", "file"):
         return uri

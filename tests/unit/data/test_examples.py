@@ -238,3 +238,21 @@ def test_instruction_rows_bring_their_own_wordings_and_need_both(tmp_path):
     # The same sequence asked another question is another example.
     asked = batch.examples.set_column(6, "question", pa.array(["{rna} Is it?"]))
     assert (example_keys(batch.examples, ()) != example_keys(asked.cast(EXAMPLES), ())).all()
+
+
+def test_a_share_that_holds_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYSOME_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "a.csv", "sequence,label\nACGTACGTACGT,1\n")
+    (place,) = {shares.group_shares(pa.array([["ACGTACGTACGT"]]), spec(path).molecules)[0]}
+    there, elsewhere = [place - 1e-6, place + 1e-6], [0, place / 2]
+    assert read_examples(spec(path, file={"share": there}), "train").num_rows == 1
+    with pytest.raises(DataError, match="holds none of its 1 records"):
+        read_examples(spec(path, file={"share": elsewhere}), "train")
+
+
+def test_the_first_record_that_cannot_be_used_is_named(tmp_path):
+    path = write(tmp_path / "a.csv", "sequence,label\nACGT,1\nAC-T,1\nACGT,0\n")
+    with pytest.raises(DataError) as caught:
+        read_examples(spec(path), "train")
+    assert "'-' at position 3" in caught.value.what
+    assert caught.value.where.endswith("record 1 (counted from 0)")

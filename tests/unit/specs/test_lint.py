@@ -41,6 +41,9 @@ def problems(kind: str, *questions: str, level: str = "error", **answers: list[s
     ("kind", "question"),
     [
         # the question asks only for the ratio, and the answer gives three numbers.
+        ("binary", "Predict the value of the cell entry as a number."),
+        ("binary", "Rate the uptake from 1 to 10."),
+        ("binary", "What is the uptake percentage?"),
         ("prs", "What ON/OFF ratio can be expected from the sequence?"),
         ("prs", "How strong is the ON state?"),
         ("ea", "Predict the developmental enhancer activity."),

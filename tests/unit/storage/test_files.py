@@ -96,3 +96,24 @@ def test_a_full_disk_is_named_and_leaves_what_stood_there(tmp_path):
         write()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_a_chained_address_the_archive_is_mirrored(tmp_path, monkeypatch):
+    chained = "zip://a/peptides.tsv::https://example.org/x/all.zip"
+    monkeypatch.delenv(storage.MIRROR_VARIABLE, raising=False)
+    assert storage.resolve(chained) == chained
+    monkeypatch.setenv(storage.MIRROR_VARIABLE, str(tmp_path))
+    assert storage.resolve(chained) == f"zip://a/peptides.tsv::{tmp_path}/example.org/x/all.zip"
+    assert storage.resolve(chained, "all.zip") == f"zip://a/peptides.tsv::{tmp_path}/all.zip"
+    assert storage.resolve("zip://a::/data/all.zip") == "zip://a::/data/all.zip"
+
+
+def test_a_version_changes_with_the_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("one")
+    first = storage.version(str(path))
+    assert first == storage.version(str(path))
+    path.write_text("other")
+    assert storage.version(str(path)) != first
+    with pytest.raises(DataError, match="no such file"):
+        storage.version(str(tmp_path / "none"))
