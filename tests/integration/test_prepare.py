@@ -246,9 +246,7 @@ class Slow(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def test_a_slow_file_changes_nothing_of_what_comes_out(tmp_path, tiny_tokenizer, monkeypatch):
-    from polysome.data.prepare import prepare
-
+def test_a_slow_file_changes_nothing_of_what_comes_out(tmp_path, tiny_tokenizer, isolated_environment):
     (tmp_path / "web").mkdir()
     for name, base in (("slow.fa", "A"), ("quick.fa", "C")):
         text = "".join(f">{number}\n{base * 20}{'ACGT' * (number % 9)}\n" for number in range(3000))
@@ -260,14 +258,20 @@ def test_a_slow_file_changes_nothing_of_what_comes_out(tmp_path, tiny_tokenizer,
         content = dataset("human_dna_sample").model_dump(mode="json") | {"name": "web", "window": None}
         content["splits"] = {"train": [{"uri": f"{address}/{name}"} for name in ("slow.fa", "quick.fa")]}
         write_spec(tmp_path, Dataset.model_validate(content))
-        monkeypatch.setenv("POLYSOME_DATASETS", str(tmp_path / "specs"))
-        monkeypatch.delenv("POLYSOME_MIRROR", raising=False)
-        settings = recipe(tiny_tokenizer, kind="pretrain", sources=[{"dataset": "web"}], exclude=[])
-        fingerprints = set()
+        environment = {name: value for name, value in isolated_environment.items() if name != "POLYSOME_MIRROR"}
+        environment |= {"POLYSOME_DATASETS": str(tmp_path / "specs")}
+        settings = recipe(tiny_tokenizer, kind="pretrain", sources=[{"dataset": "web"}], exclude=[]).model_dump()
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"job": "prepare", **settings}))
+        command = [sys.executable, "-m", "polysome.cli", "prepare", str(tmp_path / "recipe.yaml")]
+        made = []
         for waits in (0.0, 1.5):
             Slow.waits = waits
-            manifest = prepare(settings, str(tmp_path / f"out-{waits}"))
-            assert manifest.documents == 6000
-            fingerprints.add((manifest.fingerprint, manifest.plan.sha256))
+            arguments = ["--runs", str(tmp_path / "runs"), "--run-id", f"waits-{waits}"]
+            done = subprocess.run(
+                [*command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            made.append(read_manifest(str(tmp_path / "runs" / f"waits-{waits}" / "data")))
         server.shutdown()
-    assert len(fingerprints) == 1
+    assert made[0].documents == 6000
+    assert made[0] == made[1]

@@ -124,15 +124,15 @@ def resolve(uri: str, mirror_path: str | None = None) -> str:
 
     A mirror holds each file at its declared `mirror_path`, or, where none is declared, at `<host>/<path>` of the uri.
     Generated data (`planted://`) and local paths are never mirrored. Of a chained address
-    (`zip://member::https://host/archive.zip`) the last part is the file that a mirror holds.
+    (`zip://member::https://host/archive.zip`) a mirror holds the archive, or, at a declared `mirror_path`, the member.
     """
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     inside, chained, outer = uri.rpartition("::")
-    if chained:
-        return f"{inside}::{resolve(outer, mirror_path)}"
-    parts = urlsplit(uri)
+    parts = urlsplit(outer)
     if not mirror or parts.scheme in ("planted", "", "file"):
         return uri
+    if chained and mirror_path is None:
+        return f"{inside}::{resolve(outer)}"
     return join(absolute(mirror), mirror_path or f"{parts.netloc}{parts.path}")
 
 

@@ -104,7 +104,7 @@ def test_of_a_chained_address_the_archive_is_mirrored(tmp_path, monkeypatch):
     assert storage.resolve(chained) == chained
     monkeypatch.setenv(storage.MIRROR_VARIABLE, str(tmp_path))
     assert storage.resolve(chained) == f"zip://a/peptides.tsv::{tmp_path}/example.org/x/all.zip"
-    assert storage.resolve(chained, "all.zip") == f"zip://a/peptides.tsv::{tmp_path}/all.zip"
+    assert storage.resolve(chained, "peptides.tsv") == f"{tmp_path}/peptides.tsv"
     assert storage.resolve("zip://a::/data/all.zip") == "zip://a::/data/all.zip"
 
 
