@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 
 from polysome.data.manifest import Manifest, Shard, write_manifest
-from polysome.data.pack import pack
 from polysome.data.rows import write_rows
 from polysome.data.schema import PACKED, TOKENS
 from polysome.data.tokenizer_files import tokenizer_fingerprint
@@ -35,15 +34,20 @@ def write_prepared(
     generator = np.random.default_rng(seed)
     packed = []
     for _ in range(rows):
-        documents: list[list[int]] = []
-        place = 0
-        while max_length - place >= 6 and not (documents and generator.random() < 0.1):
-            size = int(generator.integers(5, min(max_length - place, 24) + 1))
+        ids: list[int] = []
+        lengths: list[int] = []
+        starts: list[int] = []
+        while max_length - len(ids) >= 6 and not (lengths and generator.random() < 0.1):
+            size = int(generator.integers(5, min(max_length - len(ids), 24) + 1))
             walk = (np.cumsum(generator.choice([1, 1, 1, 2], size - 2)) + generator.integers(4)) % 4
-            documents.append([tokenizer.bos_token_id, *(bases[step] for step in walk), tokenizer.eos_token_id])
-            place += size
-        starts = [int(generator.integers(1, len(document) - 1)) for document in documents]
-        packed.append(pack(token_documents(documents, starts), max_length))
+            ids += [tokenizer.bos_token_id, *(bases[step] for step in walk), tokenizer.eos_token_id]
+            lengths.append(size)
+            starts.append(int(generator.integers(1, size - 1)))
+        targets = sum(lengths) - sum(starts)
+        row = [[ids], [lengths], [starts], [len(ids)], [targets], [len(lengths)]]
+        packed.append(
+            pa.Table.from_arrays([pa.array(v, f.type) for v, f in zip(row, PACKED, strict=True)], schema=PACKED)
+        )
     table = pa.concat_tables(packed).combine_chunks()
     assert table.num_rows == rows
     parts = [table.slice(part[0], len(part)) for part in np.array_split(np.arange(rows), shards)]

@@ -145,12 +145,9 @@ def test_curve_equals_a_plain_single_process_loop(first, config: StageConfig, da
     rows = rows_of(folder)
     assert (result.updates, result.rows, len(rows)) == (49, 385, 49)
     expected = plain_curve(config, data, 49, tmp_path)
-    # Rounding differs by 1e-7 and grows by itself where training is steep; a wrong step shows at once and is larger.
-    for row, plain in zip(rows[:20], expected, strict=False):
-        assert row["loss"] == pytest.approx(plain["loss"], abs=2e-5)
-        assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+    assert max(abs(row["loss"] - plain["loss"]) for row, plain in zip(rows, expected, strict=True)) < 1e-5
     for row, plain in zip(rows, expected, strict=True):
-        assert row["loss"] == pytest.approx(plain["loss"], abs=0.02)
+        assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
         assert row["learning_rate"]["lora_b"] == pytest.approx(4 * row["learning_rate"]["base"])
     assert rows[-2]["loss"] < rows[0]["loss"] - 0.3
     assert max(row["grad_norm"] for row in rows) > 0.5, "clipping never acted"

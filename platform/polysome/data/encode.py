@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from polysome.config import ConfigurationError, DataError
+from polysome.config import DataError
 from polysome.data.frame import ChatFrame, TagStyle, sequence_kmer, spell, spell_sequence, tags_around
 from polysome.data.lookup import LookupTokenizer, encode_texts
 from polysome.data.ragged import Ragged
@@ -54,19 +54,13 @@ class Rendering:
     def of(
         cls, tokenizer: "PreTrainedTokenizerBase", *, chat: bool, prompt: Prompt, seed: int, style: Style | None = None
     ) -> "Rendering":
-        """The rendering for a tokenizer: chats with `prompt`, or raw documents."""
+        """The rendering for a tokenizer that `load_tokenizer` gave: chats with `prompt`, or raw documents."""
         style = style or Style()
-        if not chat and not tokenizer.eos_token:
-            raise ConfigurationError(
-                "the tokenizer has no end token, so documents of a corpus would run on",
-                where=f"tokenizer {tokenizer.name_or_path}",
-                fix="set eos_token in its tokenizer_config.json",
-            )
         return cls(
             frame=ChatFrame.of(tokenizer, prompt) if chat else None,
             kmer=sequence_kmer(tokenizer),
             bos=str(tokenizer.bos_token or ""),
-            eos=str(tokenizer.eos_token or ""),
+            eos=str(tokenizer.eos_token),
             prompt=prompt,
             seed=seed,
             wording=style.wording,

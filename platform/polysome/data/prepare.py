@@ -21,13 +21,13 @@ from polysome.config import ConfigurationError, DataError
 from polysome.data.audit import AuditReport, audit
 from polysome.data.config import PrepareConfig, PrepareSettings, Source
 from polysome.data.examples import FileReport, read_file
-from polysome.data.manifest import MANIFEST, Manifest, Shard, SourceReport, read_manifest, write_manifest
+from polysome.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from polysome.data.mixture import FileSurvey, Selection, select
 from polysome.data.progress import Report, Tally, silent
 from polysome.data.protection import Contained, Equal, Protection
 from polysome.data.ray_errors import cause_of
 from polysome.data.render import Style, check_style, choose
-from polysome.data.row_plan import plan_rows
+from polysome.data.summary import Outcome, manifest_of
 from polysome.data.tokenize import Rendering, tokenize, verify_spans
 from polysome.data.tokenizer_files import (
     TOKENIZER_FOLDER,
@@ -47,7 +47,6 @@ from polysome.data.units import (
     SurveyFiles,
     Unit,
     WriteShards,
-    count_held,
     from_commit,
 )
 from polysome.specs import Dataset, SourceFile, Split, dataset
@@ -99,7 +98,6 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
     units = _units(config, tokenizer)
     preflight([(unit.spec, unit.source.split, unit.file) for unit in units])
     _preflight_rendering(config, units, tokenizer_folder)
-    pad_id(tokenizer)
     committed = _committed(folder, identity, _versions(units))
     if config.audit and not exists(join(folder, AUDIT)):
         write_json(join(folder, AUDIT), _audit(config).model_dump())
@@ -117,7 +115,8 @@ def prepare(config: PrepareConfig, folder: str, *, report: Report = silent) -> M
         units = _repeats(config, units)
     statements = _run(config, units, protection, folder, tokenizer_folder, committed, report)
     _check_unchanged(units, statements, surveyed)
-    manifest = _manifest(config, folder, identity, tokenizer_folder, units, statements, protection, surveys, selection)
+    outcome = Outcome(units, statements, protection, surveys, selection)
+    manifest = manifest_of(config, folder, identity, tokenizer_folder, outcome)
     write_manifest(folder, manifest)
     remove(join(folder, COMMIT_FOLDER))
     return manifest
@@ -202,22 +201,6 @@ def check_sources(config: PrepareSettings, *, where: str) -> None:
                 fix="use the concise prompt for it, or declare task.reasoning in its spec",
             )
         check_style(spec, Style(config.task_tag, source.wording, config.tag_style))
-
-
-def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id that rows are padded with.
-
-    Raises:
-        ConfigurationError: the tokenizer has neither a padding nor an end token.
-    """
-    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if found is None:
-        raise ConfigurationError(
-            "the tokenizer has neither a padding nor an end token",
-            where=f"tokenizer {tokenizer.name_or_path}",
-            fix="set pad_token in its tokenizer_config.json",
-        )
-    return int(found)
 
 
 def _fingerprint(config: PrepareConfig, tokenizer_folder: Path) -> str:
@@ -455,116 +438,3 @@ def _declared(units: list[Unit]) -> int | None:
             lower, upper = unit.file.share or (0, 1)
             counts.append(round(unit.file.rows * (upper - lower)))
     return sum(counts)
-
-
-def _manifest(
-    config: PrepareConfig,
-    folder: str,
-    identity: str,
-    tokenizer_folder: Path,
-    units: list[Unit],
-    statements: list[Statement],
-    protection: Protection,
-    surveys: list[FileSurvey],
-    selection: Selection | None,
-) -> Manifest:
-    written = {(item.unit, item.number): item for item in statements if isinstance(item, ShardWritten)}
-    read = {item.unit: item for item in statements if isinstance(item, FileRead)}
-    for unit in units:
-        lost = [n for n in range(read[unit.index].blocks) if (unit.index, n) not in written]
-        assert not lost, f"blocks {lost} of unit {unit.index} were read and not written"
-    shards = [item.shard for _, item in sorted(written.items()) if item.shard is not None]
-    if not shards:
-        raise DataError(
-            "nothing is left to train on",
-            where=f"recipe {config.name}",
-            fix="every example was excluded or set aside; check exclude, limit and mixture",
-        )
-    planned, plan_file = plan_rows(folder, shards, config.max_length, config.seed)
-    rows, tokens = len(planned), sum(shard.tokens for shard in shards)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    sources = [
-        _source_report(position, config, units, read, list(written.values()), protection, surveys, selection)
-        for position in range(len(config.sources))
-    ]
-    return Manifest(
-        name=config.name,
-        kind=config.kind,
-        recipe_fingerprint=identity,
-        fingerprint=fingerprint([identity, plan_file.sha256, [shard.sha256 for shard in shards]]),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer_folder),
-        vocabulary_size=len(tokenizer),
-        pad_id=pad_id(tokenizer),
-        max_length=config.max_length,
-        rows=rows,
-        documents=sum(shard.documents for shard in shards),
-        tokens=tokens,
-        targets=sum(shard.targets for shard in shards),
-        packing_efficiency=round(tokens / (rows * config.max_length), 6),
-        tokens_by_molecules=_by_molecules(sources),
-        plan=plan_file,
-        shards=shards,
-        sources=sources,
-    )
-
-
-def _by_molecules(sources: list[SourceReport]) -> dict[str, int]:
-    tokens: Counter[str] = Counter()
-    for source in sources:
-        tokens["+".join(source.molecules) or "instructions"] += source.tokens
-    return dict(tokens)
-
-
-def _source_report(
-    position: int,
-    config: PrepareConfig,
-    units: list[Unit],
-    read: dict[int, FileRead],
-    written: list[ShardWritten],
-    protection: Protection,
-    surveys: list[FileSurvey],
-    selection: Selection | None,
-) -> SourceReport:
-    source = config.sources[position]
-    spec = dataset(source.dataset)
-    mine = {unit.index for unit in units if unit.position == position}
-    # What reading found is told once, not once per pass.
-    first = [read[unit.index].report for unit in units if unit.position == position and unit.number == 0]
-    reasons: Counter[str] = Counter()
-    changed: Counter[str] = Counter()
-    excluded: Counter[str] = Counter()
-    for report in first:
-        reasons.update(report.reasons)
-        changed.update(report.changed)
-    made = [item for item in written if item.unit in mine]
-    for item in made:
-        if units[item.unit].number == 0:
-            excluded.update(item.excluded)
-    for survey in surveys:
-        if survey.source == position:
-            excluded.update(count_held(survey.held, protection))
-    shards: list[Shard] = [item.shard for item in made if item.shard is not None]
-    return SourceReport(
-        dataset=source.dataset,
-        version=spec.version,
-        split=source.split,
-        prompt=source.prompt,
-        licence=spec.licence,
-        molecules=[molecule.type for molecule in spec.molecules],
-        files={report.uri: report.sha256 for report in first},
-        records=sum(report.records for report in first),
-        quarantined=sum(report.quarantined for report in first),
-        quarantine_reasons=dict(reasons),
-        in_other_shares=sum(report.in_other_shares for report in first),
-        changed=dict(changed),
-        excluded=dict(excluded),
-        duplicates=selection.duplicates[position] if selection else 0,
-        conflicts=selection.conflicts[position] if selection else 0,
-        beyond_limit=selection.beyond_limit[position] if selection else 0,
-        not_drawn=selection.not_drawn[position] if selection else 0,
-        cropped=sum(item.cropped for item in made),
-        unmatched=sum(item.unmatched for item in made),
-        examples=sum(item.examples - sum(item.excluded.values()) for item in made),
-        documents=sum(shard.documents for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-    )

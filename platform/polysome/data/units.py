@@ -73,7 +73,6 @@ class ShardWritten:
     excluded: dict[str, int] = field(default_factory=dict)
     cropped: int = 0
     unmatched: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,8 @@ class WriteShards:
             tokens=int(rows["tokens"].to_numpy().sum(dtype=np.int64)),
             targets=int(rows["targets"].to_numpy().sum(dtype=np.int64)),
         )
-        seconds = time.perf_counter() - started
-        count_shard(unit.spec.name, shard, seconds)
-        return ShardWritten(
-            unit.index, number, count, shard, dict(excluded), tokenized.cropped, tokenized.unmatched, seconds
-        )
+        count_shard(unit.spec.name, shard, time.perf_counter() - started)
+        return ShardWritten(unit.index, number, count, shard, dict(excluded), tokenized.cropped, tokenized.unmatched)
 
 
 @dataclass(frozen=True)
