@@ -38,8 +38,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "data" / "results" / "prepare.json"
 MAX_LENGTH = 1200
 FILES = 4
-BPE_PROTEINS, PER_BASE_PROTEINS = 200_000, 2_000_000
-QUICK_PROTEINS = 8_000
+PROTEINS, BPE_PROTEINS, PER_BASE_PROTEINS = 200_000, 5_000_000, 12_000_000
+FILE_PROTEINS = 1_000_000
+QUICK_PROTEINS, QUICK_FILE_PROTEINS = 8_000, 2_000
 ROUNDS = 2
 
 
@@ -51,7 +52,8 @@ class Contender:
         program: polysome; or plain, batched, trainer, encode (the tokenizer alone), which are in `peers.py`.
         vocabulary: bpe or per_base.
         cpus: cores it may use.
-        corpus: bpe or per_base; the per-base vocabulary needs a larger one to take some seconds.
+        corpus: small, on which all meet; or bpe or per_base, larger ones on which Polysome takes a minute or so, of
+            which the start of its workers is a small part. A peer takes as long for each protein of a larger one.
     """
 
     program: str
@@ -61,13 +63,15 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("encode", "bpe", 1, "bpe"),
-    Contender("plain", "bpe", 1, "bpe"),
+    Contender("encode", "bpe", 1, "small"),
+    Contender("plain", "bpe", 1, "small"),
+    Contender("polysome", "bpe", 1, "small"),
+    Contender("batched", "bpe", 1, "small"),
+    Contender("trainer", "bpe", 1, "small"),
+    Contender("plain", "per_base", 1, "small"),
+    Contender("polysome", "per_base", 1, "small"),
     Contender("polysome", "bpe", 1, "bpe"),
-    Contender("batched", "bpe", 1, "bpe"),
-    Contender("trainer", "bpe", 1, "bpe"),
     Contender("polysome", "bpe", 2, "bpe"),
-    Contender("plain", "per_base", 1, "bpe"),
     Contender("polysome", "per_base", 1, "per_base"),
     Contender("polysome", "per_base", 2, "per_base"),
 )
@@ -82,8 +86,7 @@ def main() -> None:
         print(f"left out: {item} ({'--peer-python is not given' if usual(item) else 'too few cores'})")
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        sizes = {"bpe": options.proteins, "per_base": options.per_base_proteins}
-        generated = {corpus: generate(folder, corpus, proteins) for corpus, proteins in sizes.items()}
+        generated = generate(folder, options)
         corpora.write_bpe_tokenizer(folder / "tokenizers" / "bpe")
         corpora.write_per_base_tokenizer(folder / "tokenizers" / "per_base")
         runs: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in contenders}
@@ -105,11 +108,10 @@ def main() -> None:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "python": platform.python_version(),
         "polysome": polysome.__version__,
-        **{name: version(name) for name in ("ray", "tokenizers", "pyarrow", "numpy", "isal", "biopython")},
+        **{name: version(name) for name in ("ray", "tokenizers", "pyarrow", "numpy", "numba", "isal", "biopython")},
         "cpus": inspect(ROOT).cpus,
         "seed": corpora.SEED,
         "max_length": MAX_LENGTH,
-        "files": FILES,
         "corpora": generated,
         "results": results,
         "ratios": ratios,
@@ -123,14 +125,19 @@ def parsed() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="interpreter of an environment with datasets and trl")
-    parser.add_argument("--proteins", type=int, default=BPE_PROTEINS, help="of the corpus for the BPE tokenizer")
-    parser.add_argument("--per-base-proteins", type=int, default=PER_BASE_PROTEINS)
+    parser.add_argument("--proteins", type=int, default=PROTEINS, help="of the small corpus, that of the peers")
+    parser.add_argument("--bpe-proteins", type=int, default=BPE_PROTEINS, help="of Polysome's corpus for BPE")
+    parser.add_argument("--per-base-proteins", type=int, default=PER_BASE_PROTEINS, help="of that for per-base")
+    parser.add_argument("--file-proteins", type=int, default=FILE_PROTEINS, help="of each file of these two")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PROTEINS} proteins, one round: does it run?")
     parser.add_argument("--output", type=Path, help="result file; by default beside this program, nowhere with --quick")
     options = parser.parse_args()
     if options.quick:
-        options.proteins, options.per_base_proteins, options.rounds = QUICK_PROTEINS, QUICK_PROTEINS, 1
+        options.proteins = options.bpe_proteins = options.per_base_proteins = QUICK_PROTEINS
+        options.file_proteins, options.rounds = QUICK_FILE_PROTEINS, 1
+    if options.bpe_proteins % options.file_proteins or options.per_base_proteins % options.file_proteins:
+        parser.error("--bpe-proteins and --per-base-proteins must be multiples of --file-proteins")
     options.output = options.output or (Path(os.devnull) if options.quick else RESULT)
     return options
 
@@ -140,12 +147,23 @@ def usual(contender: Contender) -> bool:
     return contender.program in ("batched", "trainer")
 
 
-def generate(folder: Path, corpus: str, proteins: int) -> dict[str, int]:
-    """A corpus and its spec; what it holds."""
-    residues = corpora.write_corpus(folder / "corpora" / corpus, proteins, files=FILES)
-    corpora.write_spec(folder / "specs", folder / "corpora" / corpus, name=f"generated_{corpus}")
-    stored = sum(path.stat().st_size for path in (folder / "corpora" / corpus).iterdir())
-    return {"proteins": proteins, "residues": residues, "compressed_bytes": stored}
+def generate(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """The corpora and their specs, and what they hold. The two larger ones begin with the same files."""
+    generated = {"small": {"proteins": options.proteins, "files": FILES}}
+    generated["small"]["residues"] = corpora.write_corpus(folder / "corpora" / "small", options.proteins, files=FILES)
+    sizes = {"bpe": options.bpe_proteins, "per_base": options.per_base_proteins}
+    most = max(sizes.values())
+    corpora.write_corpus(folder / "shared", most, files=most // options.file_proteins)
+    files = sorted((folder / "shared").iterdir())
+    for corpus, proteins in sizes.items():
+        (folder / "corpora" / corpus).mkdir()
+        generated[corpus] = {"proteins": proteins, "files": proteins // options.file_proteins}
+        for file in files[: generated[corpus]["files"]]:
+            (folder / "corpora" / corpus / file.name).hardlink_to(file)
+    for corpus, told in generated.items():
+        corpora.write_spec(folder / "specs", folder / "corpora" / corpus, name=f"generated_{corpus}")
+        told["compressed_bytes"] = sum(path.stat().st_size for path in (folder / "corpora" / corpus).iterdir())
+    return generated
 
 
 def run_apart(contender: Contender, folder: Path, cores: list[int], peer_python: str | None) -> dict[str, Any]:
@@ -229,7 +247,7 @@ def stages_apart(vocabulary: str, folder: Path, cores: list[int]) -> dict[str, A
     """Seconds of each stage on the first file, in one pinned process without Ray."""
     from polysome.operations.cluster import THREAD_PINS
 
-    job = {"folder": str(folder), "vocabulary": vocabulary, "corpus": "bpe", "cores": cores[:1]}
+    job = {"folder": str(folder), "vocabulary": vocabulary, "corpus": "small", "cores": cores[:1]}
     found = told_by(
         [sys.executable, str(Path(__file__).with_name("stages.py")), json.dumps(job)], {**os.environ, **THREAD_PINS}
     )
@@ -275,27 +293,32 @@ def row(contender: Contender, rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ratios that matter, each also with the cluster's start and with warm workers."""
-    by_contender = {(item["program"], item["vocabulary"], item["cpus"]): item for item in results}
+    by_contender = {(item["program"], item["vocabulary"], item["cpus"], item["corpus"]): item for item in results}
+    plain, batched, trainer, encode = ((name, "bpe", 1, "small") for name in ("plain", "batched", "trainer", "encode"))
+    bpe, per_base = ("polysome", "bpe", 1, "bpe"), ("polysome", "per_base", 1, "per_base")
+    small_bpe, small_per_base = ("polysome", "bpe", 1, "small"), ("polysome", "per_base", 1, "small")
+    plain_per_base = ("plain", "per_base", 1, "small")
     wanted = (
-        ("BPE on one CPU over the plain script", ("polysome", "bpe", 1), ("plain", "bpe", 1), 0.8),
-        ("BPE on one CPU over datasets + TRL, batched by hand", ("polysome", "bpe", 1), ("batched", "bpe", 1), 5),
-        ("BPE on one CPU over the steps of TRL's trainer", ("polysome", "bpe", 1), ("trainer", "bpe", 1), 5),
-        ("the tokenizer alone over the plain script", ("encode", "bpe", 1), ("plain", "bpe", 1), None),
-        ("the tokenizer alone over datasets + TRL, batched by hand", ("encode", "bpe", 1), ("batched", "bpe", 1), None),
-        ("per-base on one CPU over the plain script with BPE", ("polysome", "per_base", 1), ("plain", "bpe", 1), 10),
-        (
-            "per-base on one CPU over the plain script alike",
-            ("polysome", "per_base", 1),
-            ("plain", "per_base", 1),
-            None,
-        ),
-        ("BPE on two CPUs over one", ("polysome", "bpe", 2), ("polysome", "bpe", 1), 1.7),
-        ("per-base on two CPUs over one", ("polysome", "per_base", 2), ("polysome", "per_base", 1), 1.7),
+        ("BPE on one CPU over the plain script", bpe, plain, 0.8),
+        ("BPE on one CPU over datasets + TRL, batched by hand", bpe, batched, 5),
+        ("BPE on one CPU over the steps of TRL's trainer", bpe, trainer, 5),
+        ("per-base on one CPU over the plain script with BPE", per_base, plain, 10),
+        ("per-base on one CPU over the plain script alike", per_base, plain_per_base, None),
+        ("BPE on two CPUs over one", ("polysome", "bpe", 2, "bpe"), bpe, 1.7),
+        ("per-base on two CPUs over one", ("polysome", "per_base", 2, "per_base"), per_base, 1.7),
+        ("small corpus: BPE over the plain script", small_bpe, plain, None),
+        ("small corpus: BPE over datasets + TRL, batched by hand", small_bpe, batched, None),
+        ("small corpus: BPE over the steps of TRL's trainer", small_bpe, trainer, None),
+        ("small corpus: per-base over the plain script with BPE", small_per_base, plain, None),
+        ("small corpus: per-base over the plain script alike", small_per_base, plain_per_base, None),
+        ("small corpus: the tokenizer alone over the plain script", encode, plain, None),
+        ("small corpus: the tokenizer alone over datasets + TRL, batched", encode, batched, None),
     )
     return [
         {
             "what": what,
             "wanted": bar,
+            "proteins": [ours["proteins"], theirs["proteins"]],
             "on_a_running_cluster": round(rate(ours, "seconds") / rate(theirs, "seconds"), 2),
             "with_warm_workers": round(rate(ours, "again_seconds") / rate(theirs, "again_seconds"), 2),
             "whole_process": round(rate(ours, "process_seconds") / rate(theirs, "process_seconds"), 2),
@@ -333,10 +356,11 @@ def result_table(results: list[dict[str, Any]]) -> Table:
 
 def ratio_table(ratios: list[dict[str, Any]]) -> Table:
     """The ratios as a table."""
-    found = Table("proteins/s of", "wanted", "on a running cluster", "with warm workers", "whole process")
+    found = Table("proteins/s of", "proteins", "wanted", "on a running cluster", "with warm workers", "whole process")
     for item in ratios:
         shown = [f"{item[name]:.2f}" for name in ("on_a_running_cluster", "with_warm_workers", "whole_process")]
-        found.add_row(item["what"], f"{item['wanted']}" if item["wanted"] else "", *shown)
+        sizes = " : ".join(f"{proteins:,}" for proteins in item["proteins"])
+        found.add_row(item["what"], sizes, f"{item['wanted']}" if item["wanted"] else "", *shown)
     return found
 
 

@@ -1,6 +1,6 @@
 """Where the time of preparing goes: each stage of Polysome on the first file of a corpus, in one process without Ray.
 
-    python benchmarks/data/stages.py '{"folder": "...", "vocabulary": "bpe", "corpus": "bpe", "cores": [0]}'
+    python benchmarks/data/stages.py '{"folder": "...", "vocabulary": "bpe", "corpus": "small", "cores": [0]}'
 
 Run by `prepare.py`, which tells what the folder holds. Prints one line of JSON.
 """

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from polysome.config import DataError
 from polysome.data.frame import ChatFrame, TagStyle, sequence_kmer, spell, spell_sequence, tags_around
-from polysome.data.lookup import LookupTokenizer, encode_texts
+from polysome.data.lookup import LookupTokenizer
+from polysome.data.molecule_table import TYPES, MoleculeTable, encode_texts
 from polysome.data.ragged import Ragged
 from polysome.data.render import Block, choose, render
 from polysome.data.skeleton import Skeleton, Style, TaskTag, Wording, check_style
@@ -23,8 +24,6 @@ from polysome.specs import Dataset, MoleculeType, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_TYPES: tuple[MoleculeType, ...] = get_args(MoleculeType)
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer, and its tables if it has them; one of a kind in a worker process."""
+    """A tokenizer, and its table of molecules if it has one; one of a kind in a worker process."""
 
     tokenizer: Tokenizer
-    lookup: LookupTokenizer | None
+    table: MoleculeTable | None
 
     @staticmethod
     def of(tokenizer_json: str, kmer: int) -> "Encoder":
@@ -118,17 +117,17 @@ class Encoder:
         block = framed(examples, spec, rendering)
         layout = _Layout.of(block, examples["sequences"].combine_chunks())
         answers = encode_texts(self.tokenizer, block.answers)
-        if self.lookup is None:
+        if self.table is None:
             asked = encode_texts(self.tokenizer, prompts(block, examples, rendering.kmer))
             source = np.concatenate([asked.values, answers.values])
             starts, lengths = asked.offsets[:-1, None], asked.lengths[:, None]
         else:
-            # The same from pieces: wordings encoded once each, molecules looked up. Tags are tokens and part the two.
+            # The same from pieces: wordings encoded once each, molecules by table. Tags are tokens and part the two.
             wordings = encode_texts(self.tokenizer, layout.texts)
-            molecules, molecule_lengths, looked_up = self.lookup.locate(layout.values, layout.types)
-            source = np.concatenate([looked_up, wordings.values, answers.values])
+            molecules, molecule_lengths, found = self.table.locate(layout.values, layout.types)
+            source = np.concatenate([found, wordings.values, answers.values])
             starts, lengths = layout.interleave(
-                (len(looked_up) + wordings.offsets[:-1], wordings.lengths), (molecules, molecule_lengths)
+                (len(found) + wordings.offsets[:-1], wordings.lengths), (molecules, molecule_lengths)
             )
         told = block.answer_of
         starts = np.column_stack([starts, len(source) - len(answers.values) + answers.offsets[told]])
@@ -224,7 +223,7 @@ class _Layout:
             here = len(skeleton.places)
             text_of[number, : here + 1] = [texts.setdefault(piece, len(texts)) for piece in skeleton.pieces]
             place_of[number, :here] = skeleton.places
-            type_of[number, :here] = [_TYPES.index(molecule) for molecule in skeleton.types]
+            type_of[number, :here] = [TYPES.index(molecule) for molecule in skeleton.types]
         places = place_of[block.skeleton_of]
         there = places >= 0
         value_of = np.where(there, places + (offsets[:-1] - offsets[0])[:, None], -1)
@@ -250,8 +249,8 @@ class _Layout:
     def characters(self) -> Counter[MoleculeType]:
         """How many characters the molecules of each type have."""
         lengths = pc.binary_length(self.values).to_numpy(zero_copy_only=False)
-        counts = np.bincount(self.types, weights=lengths, minlength=len(_TYPES)).astype(np.int64).tolist()
-        return Counter({molecule: count for molecule, count in zip(_TYPES, counts, strict=True) if count})
+        counts = np.bincount(self.types, weights=lengths, minlength=len(TYPES)).astype(np.int64).tolist()
+        return Counter({molecule: count for molecule, count in zip(TYPES, counts, strict=True) if count})
 
 
 @lru_cache(maxsize=8)
@@ -259,4 +258,10 @@ def _encoder(tokenizer_json: str, kmer: int) -> Encoder:
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return Encoder(tokenizer, LookupTokenizer.of(tokenizer_json, kmer))
+    table: MoleculeTable | None = LookupTokenizer.of(tokenizer_json, kmer)
+    if table is None:
+        # It brings numba, which the per-base vocabularies do without.
+        from polysome.data.bpe import BytePairTokenizer
+
+        table = BytePairTokenizer.of(tokenizer_json, kmer)
+    return Encoder(tokenizer, table)

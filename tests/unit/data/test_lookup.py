@@ -87,7 +87,7 @@ def test_every_declared_template_as_the_tokenizer_encodes_the_whole_text(folder,
         pytest.skip("refused: release tags hide sequences from k-mers")
     tokenizer, tokenizer_json = load_tokenizer(path), (path / "tokenizer.json").read_text()
     encoder = Encoder.of(tokenizer_json, kmer)
-    assert encoder.lookup is not None
+    assert encoder.table is not None
     seen = 0
     for name in names():
         spec = dataset(name)
@@ -97,7 +97,7 @@ def test_every_declared_template_as_the_tokenizer_encodes_the_whole_text(folder,
         rendering = Rendering.of(tokenizer, chat=spec.kind == "task", prompt="concise", seed=1, style=style)
         examples = examples_of(spec, 6)
         by_table = encoder.encode(examples, spec, rendering)
-        by_text = dataclasses.replace(encoder, lookup=None).encode(examples, spec, rendering)
+        by_text = dataclasses.replace(encoder, table=None).encode(examples, spec, rendering)
         assert np.array_equal(by_table.ids.values, by_text.ids.values), name
         assert np.array_equal(by_table.ids.offsets, by_text.ids.offsets), name
         assert np.array_equal(by_table.target_starts, by_text.target_starts), name
