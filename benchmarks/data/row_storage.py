@@ -25,7 +25,7 @@ from rich.table import Table
 
 import polysome
 from polysome.data.pack import pack
-from polysome.data.rows import write_rows
+from polysome.data.rows import read_rows, write_rows
 from polysome.data.schema import TOKENS
 from polysome.operations.machine import inspect
 from polysome.storage import write_json
@@ -42,7 +42,7 @@ ENCODINGS: dict[str, dict[str, Any]] = {
     "dictionary": {"use_dictionary": True},
     "plain": {"use_dictionary": False},
     "delta": {"use_dictionary": False, "column_encoding": {IDS: "DELTA_BINARY_PACKED"}},
-    "byte planes": {"use_dictionary": False, "column_encoding": {IDS: "BYTE_STREAM_SPLIT"}},
+    "split bytes": {"use_dictionary": False, "column_encoding": {IDS: "BYTE_STREAM_SPLIT"}},
 }
 CODECS: dict[str, dict[str, Any]] = {
     "none": {"compression": "none"},
@@ -139,6 +139,8 @@ def measure(kind: str, way: str, writer: Writer, rows: pa.Table) -> dict[str, An
         started = time.process_time()
         if writer is write_arrow:
             found = pa.ipc.open_file(content).read_all()
+        elif writer is write_rows:
+            found = pa.concat_tables(read_rows(content, batch_rows=rows.num_rows))
         else:
             found = pq.ParquetFile(content).read(use_threads=False)
         reading.append(max(time.process_time() - started, 1e-6))

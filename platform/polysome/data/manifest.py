@@ -81,7 +81,7 @@ class SourceReport(Config):
 class Manifest(Config):
     """`manifest.json`; it is written last, so a folder without it is unfinished."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     name: str
     kind: Literal["pretrain", "instruct"]
     recipe_fingerprint: str

@@ -16,16 +16,7 @@ Counts = npt.NDArray[np.int64]
 _ROW_GROUP_TOKENS = 1 << 22
 # zstd looks at 128 KiB at a time; in large pages few such blocks hold bytes of two planes.
 _PAGE_BYTES = 1 << 22
-_WRITE_BATCH = 1 << 14
-# Elements that cannot be null spare Parquet one level of bookkeeping per token, writing and reading.
-_STORED = pa.schema(
-    [
-        pa.field(field.name, pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False)
-        if pa.types.is_list(field.type)
-        else field
-        for field in PACKED
-    ]
-)
+_PLANE = "input_ids.byte"
 
 
 @dataclass(frozen=True)
@@ -139,32 +130,59 @@ def count_targets(lengths: npt.NDArray[np.integer], target_starts: npt.NDArray[n
 def write_rows(rows: pa.Table, handle: IO[bytes]) -> None:
     """Write `rows` (schema PACKED) to `handle` as one Parquet file.
 
-    Token ids are split into byte planes (BYTE_STREAM_SPLIT) under zstd: the upper planes are all but constant, so it is
-    both the fastest and the smallest of the encodings that every Parquet reader knows; `benchmarks/data` has the table.
+    Token ids stand in binary columns, one for each of their bytes that is used: `input_ids.byte0` holds the lowest byte
+    of all tokens of the row, one byte a token. Parquet writes a list of integers element by element, with the nesting
+    level of each; whole rows of bytes it copies, two to four times as fast in all (`benchmarks/data` has a table), and the
+    upper bytes, which are all but constant, compress to nothing.
     """
     import pyarrow.parquet as pq
 
-    tokens = int(rows["tokens"].to_numpy().sum(dtype=np.int64))
+    counts = rows["tokens"].to_numpy()
+    tokens = int(counts.sum(dtype=np.int64))
+    ids = _elements(rows["input_ids"])
+    offsets = pa.py_buffer(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+    planes = {}
+    for number in range(max(1, (int(ids.max(initial=0)).bit_length() + 7) // 8)):
+        content = pa.py_buffer((ids >> 8 * number).astype(np.uint8))
+        planes[f"{_PLANE}{number}"] = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), rows.num_rows, [None, offsets, content]
+        )
+    others = rows.drop_columns("input_ids")
     pq.write_table(
-        rows.cast(_STORED),
+        pa.table({**planes, **{name: others[name] for name in others.column_names}}),
         handle,
         row_group_size=max(1, _ROW_GROUP_TOKENS * rows.num_rows // max(1, tokens)),
         compression="zstd",
         compression_level=1,
         use_dictionary=["lengths.list.element", "target_starts.list.element", "tokens", "targets", "documents"],
-        column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
         data_page_size=_PAGE_BYTES,
         write_statistics=False,
-        write_batch_size=_WRITE_BATCH,
     )
 
 
 def read_rows(source: pa.NativeFile | IO[bytes], *, batch_rows: int) -> Iterator[pa.Table]:
-    """Tables (schema PACKED) of at most `batch_rows` rows of the Parquet file `source`, in the order of the file."""
+    """Tables (schema PACKED) of at most `batch_rows` rows of the Parquet file `source`, in the order of the file.
+
+    Raises:
+        KeyError: it has no token ids.
+    """
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(source).iter_batches(batch_size=batch_rows, columns=PACKED.names, use_threads=False):
-        yield pa.Table.from_batches([batch]).cast(PACKED)
+    file = pq.ParquetFile(source)
+    planes = sorted(name for name in file.schema_arrow.names if name.startswith(_PLANE))
+    if not planes:
+        raise KeyError(f"no column {_PLANE}0")
+    for batch in file.iter_batches(batch_size=batch_rows, use_threads=False):
+        ids = np.zeros(0, np.int32)
+        for number, name in enumerate(planes):
+            plane = batch.column(name).cast(pa.large_binary())
+            offsets = np.frombuffer(plane.buffers()[1], np.int64)[plane.offset : plane.offset + len(plane) + 1]
+            content = plane.buffers()[2]
+            found = np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]] if content else np.zeros(0, np.uint8)
+            ids = found.astype(np.int32) if not number else ids | found.astype(np.int32) << 8 * number
+        starts = pa.array((offsets - offsets[0]).astype(np.int32))
+        columns = [pa.ListArray.from_arrays(starts, pa.array(ids)), *(batch.column(name) for name in PACKED.names[1:])]
+        yield pa.Table.from_arrays(columns, names=PACKED.names).cast(PACKED)
 
 
 def _elements(column: pa.ChunkedArray) -> Elements:
