@@ -132,8 +132,8 @@ def write_rows(rows: pa.Table, handle: IO[bytes]) -> None:
 
     Token ids stand in binary columns, one for each of their bytes that is used: `input_ids.byte0` holds the lowest byte
     of all tokens of the row, one byte a token. Parquet writes a list of integers element by element, with the nesting
-    level of each; whole rows of bytes it copies, two to four times as fast in all (`benchmarks/data` has a table), and the
-    upper bytes, which are all but constant, compress to nothing.
+    level of each; whole rows of bytes it copies, two to four times as fast in all (`benchmarks/data` has a table), and
+    the upper bytes, which are all but constant, compress to nothing.
     """
     import pyarrow.parquet as pq
 
