@@ -1,15 +1,17 @@
 """Packed attention: documents of one flattened micro-batch attend to themselves alone, without a dense mask.
 
-A micro-batch arrives as one sequence of `total` tokens, documents one after another. `pack` groups the documents
-into buckets of similar length once per micro-batch; every layer then gathers each bucket into a right-padded
-[documents, heads, length, head_dim] block, runs one causal scaled-dot-product attention over it, and scatters back.
-Right padding under a causal mask is never seen by a real token, so no mask is built and the fast kernels stay usable.
+A micro-batch arrives as one sequence of `total` tokens, documents one after another. Where a CUDA device can run it,
+attention is one call of torch's variable-length kernel, which is told where documents begin. Elsewhere `pack` has
+grouped the documents into buckets of similar length once per micro-batch; every layer gathers each bucket into a
+right-padded [documents, heads, length, head_dim] block, runs one causal scaled-dot-product attention over it, and
+scatters back. Right padding under a causal mask is never seen by a real token, so no mask is built either way.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from polysome.config import ConfigurationError
 
@@ -39,14 +41,18 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Packing:
-    """How one flattened micro-batch falls into buckets.
+    """Where the documents of one flattened micro-batch lie, and how they fall into buckets.
 
     Attributes:
+        cu_seqlens: int32 [documents + 1], where each document begins, and at last `total`.
+        longest: tokens of the longest document.
         buckets: longest documents first.
         order: int64 [total], for each token its place in the concatenation of all buckets' tokens.
         tokens: int64 [total], the tokens in the order of that concatenation (the inverse of `order`).
     """
 
+    cu_seqlens: torch.Tensor
+    longest: int
     buckets: tuple[Bucket, ...]
     order: torch.Tensor
     tokens: torch.Tensor
@@ -59,17 +65,18 @@ class Packing:
             Bucket(bucket.index.to(device), bucket.places.to(device), bucket.documents, bucket.length)
             for bucket in self.buckets
         )
-        return Packing(buckets, self.order.to(device), self.tokens.to(device))
+        return Packing(self.cu_seqlens.to(device), self.longest, buckets, self.order.to(device), self.tokens.to(device))
 
 
 def pack(lengths: list[int]) -> Packing:
-    """Plan the buckets of a flattened micro-batch.
+    """Plan the attention of a flattened micro-batch.
 
     Args:
         lengths: tokens of each document, in their order in the micro-batch; all positive.
     """
     document_lengths = torch.tensor(lengths, dtype=torch.int64)
-    starts = torch.cumsum(document_lengths, 0) - document_lengths
+    ends = torch.cumsum(document_lengths, 0)
+    starts = ends - document_lengths
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     buckets, first = [], 0
     while first < len(by_length):
@@ -86,7 +93,130 @@ def pack(lengths: list[int]) -> Packing:
     tokens = torch.cat([bucket.index[bucket.places] for bucket in buckets])
     order = torch.empty_like(tokens)
     order[tokens] = torch.arange(len(tokens))
-    return Packing(tuple(buckets), order, tokens)
+    cu_seqlens = torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+    return Packing(cu_seqlens, max(lengths), tuple(buckets), order, tokens)
+
+
+def packed_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: Packing,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document of a flattened micro-batch.
+
+    Args:
+        module: the attention layer; unused, part of transformers' calling convention.
+        query: [1, heads, total, head_dim]; `key` and `value` [1, kv_heads, total, head_dim], heads a multiple.
+        packing: from `pack`, for exactly these `total` tokens.
+        sliding_window, softcap, s_aux: windows, soft-capping and sinks of other attentions.
+
+    Returns:
+        [1, total, heads, head_dim] and no attention weights.
+
+    Raises:
+        ConfigurationError: the model asks for soft-capping, sinks, or a window shorter than a document.
+    """
+    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < packing.longest):
+        raise ConfigurationError(
+            f"{type(module).__name__} asks for soft-capping, attention sinks or a sliding window shorter than the "
+            f"longest document ({packing.longest} tokens), which packed attention does not compute",
+            where="model",
+            fix="use a model with full attention in every layer",
+        )
+    grouped = query.shape[1] != key.shape[1]
+    queries, keys, values = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    if runs_varlen(query, value, dropout):
+        output: Any = varlen_attn(
+            queries,
+            keys,
+            values,
+            packing.cu_seqlens,
+            packing.cu_seqlens,
+            packing.longest,
+            packing.longest,
+            scale=scaling,
+            window_size=(-1, 0),  # causal
+            enable_gqa=grouped,
+        )
+    else:
+        output = _per_bucket(queries, keys, values, packing, dropout, scaling, grouped)
+    return output.unsqueeze(0), None
+
+
+def runs_varlen(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """Whether torch's variable-length kernel (FlashAttention-2) computes this attention.
+
+    It needs CUDA of compute capability 8.0, fp16 or bf16, equal head dimensions of keys and values that are a multiple
+    of 8 and at most 256, and no dropout.
+
+    Args:
+        query, value: [1, heads, total, head_dim].
+    """
+    head_dim = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and dropout == 0.0
+        and head_dim == value.shape[-1]
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def register() -> None:
+    """Make the name `packed_sdpa` known to transformers; repeated calls do nothing new."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, packed_sdpa)
+
+
+# Buckets differ from micro-batch to micro-batch: traced, each would be compiled anew.
+@torch.compiler.disable
+def _per_bucket(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    dropout: float,
+    scaling: float | None,
+    grouped: bool,
+) -> torch.Tensor:
+    """Attention of [total, heads, head_dim] bucket by bucket."""
+    dtype = query.dtype
+    # The CPU kernel is 2-3 times slower in bfloat16 than in float32, and less exact.
+    compute_dtype = torch.float32 if query.device.type == "cpu" else dtype
+    parts = [tensor.to(compute_dtype) for tensor in (query, key, value)]
+    outputs = []
+    for bucket in packing.buckets:
+        blocks = [
+            _Gather.apply(part, bucket.index, bucket).view(bucket.documents, bucket.length, *part.shape[1:])
+            for part in parts
+        ]
+        queries, keys, values = (block.transpose(1, 2) for block in blocks)
+        output = torch.nn.functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        flat = output.transpose(1, 2).reshape(bucket.documents * bucket.length, *output.shape[1::2])
+        outputs.append(_Drop.apply(flat, bucket.places))
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return _Permute.apply(joined, packing.order, packing.tokens).to(dtype)
 
 
 class _Gather(torch.autograd.Function):
@@ -135,74 +265,3 @@ class _Drop(torch.autograd.Function):
         result = gradient.new_zeros(context.shape)
         result.index_copy_(0, context.places, gradient)
         return result, None
-
-
-def packed_sdpa(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packing: Packing,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document of a flattened micro-batch.
-
-    Args:
-        module: the attention layer; unused, part of transformers' calling convention.
-        query: [1, heads, total, head_dim]; `key` and `value` [1, kv_heads, total, head_dim], heads a multiple.
-        packing: from `pack`, for exactly these `total` tokens.
-        sliding_window, softcap, s_aux: windows, soft-capping and sinks of other attentions.
-
-    Returns:
-        [1, total, heads, head_dim] and no attention weights.
-
-    Raises:
-        ConfigurationError: the model asks for soft-capping, sinks, or a window shorter than a document.
-    """
-    longest = max(bucket.length for bucket in packing.buckets)
-    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < longest):
-        raise ConfigurationError(
-            f"{type(module).__name__} asks for soft-capping, attention sinks or a sliding window shorter than the "
-            f"longest document ({longest} tokens), which packed attention does not compute",
-            where="model",
-            fix="use a model with full attention in every layer",
-        )
-    dtype = query.dtype
-    # The CPU kernel is 2-3 times slower in bfloat16 than in float32, and less exact.
-    compute_dtype = torch.float32 if query.device.type == "cpu" else dtype
-    parts = [tensor.squeeze(0).transpose(0, 1).to(compute_dtype) for tensor in (query, key, value)]
-    grouped = query.shape[1] != key.shape[1]
-    outputs = []
-    for bucket in packing.buckets:
-        blocks = [
-            _Gather.apply(part, bucket.index, bucket).view(bucket.documents, bucket.length, *part.shape[1:])
-            for part in parts
-        ]
-        queries, keys, values = (block.transpose(1, 2) for block in blocks)
-        output = torch.nn.functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        flat = output.transpose(1, 2).reshape(bucket.documents * bucket.length, *output.shape[1::2])
-        outputs.append(_Drop.apply(flat, bucket.places))
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return _Permute.apply(joined, packing.order, packing.tokens).to(dtype).unsqueeze(0), None
-
-
-def register() -> None:
-    """Make the name `packed_sdpa` known to transformers; repeated calls do nothing new."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, packed_sdpa)

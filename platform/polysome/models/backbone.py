@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 from polysome.config import Config, ConfigurationError, DataError
+from polysome.models import vocabulary
+from polysome.models.isolation import check_isolation
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,7 @@ class ModelSource(Config):
     """Where a model comes from: exactly one of `path` and `config`."""
 
     path: str | None = None
-    """A Hugging Face folder (path or URL) or hub id with safetensors weights."""
+    """A Hugging Face folder (path or URL) or hub id with safetensors weights and without code of its own."""
     config: dict[str, Any] | None = None
     """Fields of a transformers configuration with the key `model_type`; the model is trained from scratch.
     Vocabulary size and special token ids come from the tokenizer of the prepared data."""
@@ -41,9 +43,9 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
         meta: build the architecture alone, on the meta device, without memory for weights.
 
     Raises:
-        ConfigurationError: the model type or a field is unknown, the folder is absent or holds no safetensors weights,
-            the tokenizer has more entries than the embedding has rows, or the model's attention is one that packed
-            attention does not compute (sliding window, soft-capping).
+        ConfigurationError: the model type or a field is unknown, the folder is absent, holds no safetensors weights or
+            asks for code of its own, the tokenizer has more entries than the embedding has rows (tokens added to the
+            model's own tokenizer apart, which get rows), or the architecture does not keep packed documents apart.
         DataError: a weight is missing, has another shape, or its file is broken.
     """
     import torch
@@ -53,11 +55,13 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
 
     register()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    added: dict[int, list[int]] = {}
     if source.config is not None:
         config = _configuration(source.config, tokenizer)
     else:
         folder = str(source.path)
         try:
+            _refuse_remote_code(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigurationError(
@@ -65,9 +69,13 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
                 where="model.path",
                 fix="name a Hugging Face folder that holds config.json and *.safetensors, or a hub id you can reach",
             ) from error
-    _check_vocabulary(config, len(tokenizer), where="model")
-    _check_attention(config)
+        added = vocabulary.new_rows(tokenizer, folder)
+    _check_vocabulary(config, len(tokenizer) - len(added), where="model")
+    check_isolation(config)
     if meta:
+        if added:
+            text = config.get_text_config()
+            text.vocab_size = max(text.vocab_size, max(added) + 1)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
     elif source.config is not None:
@@ -78,6 +86,8 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
             )
     else:
         model = load_weights(folder, where="model.path", dtype=torch.float32, attn_implementation=ATTENTION)
+        if added:
+            vocabulary.grow(model, added)
     model.config.use_cache = False
     return model
 
@@ -167,6 +177,20 @@ def _configuration(fields: dict[str, Any], tokenizer: Any) -> PretrainedConfig:
         ) from error
 
 
+def _refuse_remote_code(folder: str) -> None:
+    from transformers import PretrainedConfig
+
+    content, _ = PretrainedConfig.get_config_dict(folder)
+    if "auto_map" in content:
+        raise ConfigurationError(
+            f"config.json of {folder} asks for code of its own (auto_map: {', '.join(sorted(content['auto_map']))}), "
+            "which is never run",
+            where="model.path",
+            fix="use the model's version for transformers' own classes (often named -hf); where they are what the "
+            "weights were made with, remove auto_map from config.json",
+        )
+
+
 def _check_vocabulary(config: PretrainedConfig, tokens: int, *, where: str) -> None:
     rows = config.get_text_config().vocab_size
     if tokens > rows:
@@ -174,25 +198,4 @@ def _check_vocabulary(config: PretrainedConfig, tokens: int, *, where: str) -> N
             f"the tokenizer has {tokens} entries and the embedding only {rows} rows",
             where=where,
             fix="use the tokenizer that the model was made with, or a model with a larger vocab_size",
-        )
-
-
-def _check_attention(config: PretrainedConfig) -> None:
-    """Refuse what `packed_sdpa` would compute wrongly; a window that no document can exceed changes nothing."""
-    text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ["sliding_attention"])
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    context = getattr(text, "max_position_embeddings", float("inf"))
-    obstacle = None
-    if other := sorted(layers - {"full_attention", "sliding_attention"}):
-        obstacle = f"layers of type {other[0]}"
-    elif window and "sliding_attention" in layers and window < context:
-        obstacle = f"a sliding window of {window} tokens in a context of {context}"
-    elif getattr(text, "attn_logit_softcapping", None):
-        obstacle = f"soft-capped attention (attn_logit_softcapping {text.attn_logit_softcapping})"
-    if obstacle:
-        raise ConfigurationError(
-            f"the model has {obstacle}, which packed attention does not compute",
-            where="model",
-            fix="use a model with full attention in every layer; when training from scratch, set the field to null",
         )

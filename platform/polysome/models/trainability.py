@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Mode = Literal["full", "lora", "frozen"]
+Role = Literal["base", "lora_b", "full", "embedding", "norm"]
+Scaling = Literal["alpha/r", "alpha/sqrt(r)"]
 
 ADAPTER = "default"
 """Name of the one LoRA adapter in a model that trains."""
@@ -33,10 +35,13 @@ class Rule(Config):
     rank: int | None = Field(default=None, gt=0)
     """LoRA rank r."""
     alpha: float | None = Field(default=None, gt=0)
-    """LoRA alpha; updates are scaled by alpha/r."""
-    rank_stabilized: bool = False
-    """Scale by alpha/sqrt(r) instead of alpha/r (AMB-7)."""
+    """LoRA alpha, the numerator of `scaling`."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of the input of LoRA A, while training."""
+    scaling: Scaling = "alpha/r"
+    """Factor of the low-rank update; alpha/sqrt(r) is rank-stabilized LoRA (AMB-7, A-144)."""
+    dora: bool = False
+    """Train the length of every row of the weight apart from its direction (DoRA, A-144)."""
 
     @model_validator(mode="after")
     def _complete(self) -> Rule:
@@ -46,16 +51,20 @@ class Rule(Config):
             raise ValueError(f"match {self.match!r} is not a regular expression: {error}") from error
         if self.mode == "lora" and (self.rank is None or self.alpha is None):
             raise ValueError("mode lora needs rank and alpha")
-        if self.mode != "lora" and (self.rank is not None or self.alpha is not None):
-            raise ValueError(f"rank and alpha belong to mode lora, not to mode {self.mode}")
+        plain = {
+            name: field.default for name, field in type(self).model_fields.items() if name not in ("match", "mode")
+        }
+        foreign = sorted(name for name, default in plain.items() if getattr(self, name) != default)
+        if self.mode != "lora" and foreign:
+            raise ValueError(f"{', '.join(foreign)}: only mode lora has it, not mode {self.mode}")
         return self
 
     @property
-    def scaling(self) -> float:
+    def factor(self) -> float:
         """The factor of the low-rank update."""
         if self.rank is None or self.alpha is None:
-            raise TypeError(f"a rule of mode {self.mode} has no scaling")
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+            raise TypeError(f"a rule of mode {self.mode} has no low-rank update")
+        return self.alpha / (self.rank if self.scaling == "alpha/r" else math.sqrt(self.rank))
 
 
 @dataclass(frozen=True)
@@ -65,31 +74,74 @@ class ModuleChoice:
     Attributes:
         module: dotted name.
         rule: position of the rule that decided, or None when no rule matched (frozen).
-        parameters: parameters of the module itself.
-        trainable: parameters that train; for LoRA those of A and B.
+        parameters: parameters of the module itself, but for those that it shares with an earlier module.
+        trains: parameters that train, by role; for LoRA those of A, B and the magnitudes of DoRA.
     """
 
     module: str
     mode: Mode
     rule: int | None
     parameters: int
-    trainable: int
+    trains: dict[Role, int]
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that train."""
+        return sum(self.trains.values())
+
+
+def token_matrices(model: torch.nn.Module) -> set[int]:
+    """Identities of the parameters with a row for every token: the embedding's matrix and the output layer's."""
+    found = (getattr(model, name, lambda: None)() for name in ("get_input_embeddings", "get_output_embeddings"))
+    return {id(layer.weight) for layer in found if layer is not None}
+
+
+def role(name: str, parameter: torch.nn.Parameter, token_matrices: set[int]) -> Role:
+    """What a parameter is to the optimizer (A-95).
+
+    Args:
+        token_matrices: of the model.
+
+    Returns:
+        base (LoRA A), lora_b (LoRA B), embedding (matrices of tokens trained in full), full (other matrices trained in
+        full), or norm (all vectors: norm weights, biases and the magnitudes of DoRA, which, like the gain of a norm,
+        weight decay would only shrink).
+    """
+    if id(parameter) in token_matrices:
+        return "embedding"
+    if "lora_A." in name:
+        return "base"
+    if "lora_B." in name:
+        return "lora_b"
+    return "full" if parameter.ndim > 1 else "norm"
 
 
 def choose(model: torch.nn.Module, rules: Sequence[Rule]) -> list[ModuleChoice]:
     """Decide for every module that owns parameters; the first matching rule wins, no match means frozen.
 
-    Works on the meta device.
+    Works on the meta device. Warns of a rule whose alpha is below its rank (AMB-7).
 
     Raises:
         ConfigurationError: a rule decides nothing, asks LoRA of something that is no linear layer, leaves nothing to
             train, or treats two modules that share a weight differently.
     """
-    import torch
+    for position, rule in enumerate(rules):
+        if rule.mode == "lora" and rule.factor < 1 and rule.scaling == "alpha/r":
+            logger.warning(
+                "trainability[%d]: alpha %g is below rank %d, so updates are scaled by %.3g (AMB-7)",
+                position,
+                rule.alpha,
+                rule.rank,
+                rule.factor,
+            )
+    return _decide(model, rules)
 
+
+def _decide(model: torch.nn.Module, rules: Sequence[Rule]) -> list[ModuleChoice]:
     choices: list[ModuleChoice] = []
     matched = [0] * len(rules)
     owner_of: dict[int, ModuleChoice] = {}
+    of_tokens = token_matrices(model)
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not own:
@@ -99,27 +151,35 @@ def choose(model: torch.nn.Module, rules: Sequence[Rule]) -> list[ModuleChoice]:
             matched[position] += 1
         rule = rules[matching[0]] if matching else None
         mode: Mode = rule.mode if rule else "frozen"
-        size = sum(parameter.numel() for parameter in own.values())
-        trainable = size if mode == "full" else 0
-        if rule and mode == "lora":
-            if not isinstance(module, torch.nn.Linear):
-                raise ConfigurationError(
-                    f"LoRA is for linear layers, and {name} is a {type(module).__name__}",
-                    where=f"trainability[{matching[0]}].match = {rule.match!r}",
-                    fix="narrow the pattern, or choose mode full",
-                )
-            trainable = int(rule.rank or 0) * (module.in_features + module.out_features)
-        choice = ModuleChoice(name, mode, matching[0] if matching else None, size, trainable)
         for parameter in own.values():
-            first = owner_of.setdefault(id(parameter), choice)
-            if first.mode != mode or (first is not choice and mode == "lora"):
+            first = owner_of.get(id(parameter))
+            if first is not None and (first.mode != mode or mode == "lora"):
                 raise ConfigurationError(
                     f"{first.module} and {name} share one weight, but are {first.mode} and {mode}",
                     where="trainability",
                     fix="let one rule decide both, full or frozen, or set tie_word_embeddings: false",
                 )
-            if first is not choice:
-                choice = ModuleChoice(name, mode, choice.rule, size, 0)
+        unshared = [parameter for parameter in own.values() if id(parameter) not in owner_of]
+        trains: dict[Role, int] = {}
+        if rule and mode == "full":
+            for parameter in unshared:
+                part = role(name, parameter, of_tokens)
+                trains[part] = trains.get(part, 0) + parameter.numel()
+        elif rule and mode == "lora":
+            features = _features(module)
+            if features is None:
+                raise ConfigurationError(
+                    f"LoRA is for linear layers, and {name} is a {type(module).__name__}",
+                    where=f"trainability[{matching[0]}].match = {rule.match!r}",
+                    fix="narrow the pattern, or choose mode full",
+                )
+            rank, (inputs, outputs) = int(rule.rank or 0), features
+            trains = {"base": rank * inputs, "lora_b": rank * outputs}
+            if rule.dora:
+                trains["norm"] = outputs
+        size = sum(parameter.numel() for parameter in unshared)
+        choice = ModuleChoice(name, mode, matching[0] if matching else None, size, trains)
+        owner_of |= dict.fromkeys(map(id, unshared), choice)
         choices.append(choice)
     _refuse_idle_rules(rules, matched, choices)
     if not any(choice.trainable for choice in choices):
@@ -132,6 +192,9 @@ def choose(model: torch.nn.Module, rules: Sequence[Rule]) -> list[ModuleChoice]:
 def apply(model: torch.nn.Module, rules: Sequence[Rule], *, seed: int) -> list[ModuleChoice]:
     """Make exactly the chosen parameters trainable; LoRA layers start as the identity (A kaiming-uniform, B zero).
 
+    A linear layer under LoRA becomes one of peft's, whose parameters are named `<module>.lora_A.default.weight`,
+    `<module>.lora_B.default.weight` and, with DoRA, `<module>.lora_magnitude_vector.default.weight`.
+
     Args:
         model: on a real device; it is changed in place.
         seed: of the draw of every A, the same in every process.
@@ -141,17 +204,8 @@ def apply(model: torch.nn.Module, rules: Sequence[Rule], *, seed: int) -> list[M
     """
     import torch
 
-    choices = choose(model, rules)
+    choices = _decide(model, rules)
     model.requires_grad_(False)
-    for position, rule in enumerate(rules):
-        if rule.mode == "lora" and rule.alpha is not None and rule.rank is not None and rule.alpha < rule.rank:
-            logger.warning(
-                "trainability[%d]: alpha %g is below rank %d, so updates are scaled by %.3g (AMB-7)",
-                position,
-                rule.alpha,
-                rule.rank,
-                rule.scaling,
-            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for choice in choices:
@@ -165,15 +219,14 @@ def apply(model: torch.nn.Module, rules: Sequence[Rule], *, seed: int) -> list[M
 
 
 def merge(model: torch.nn.Module) -> None:
-    """Fold every LoRA update into its linear layer, in the dtype that the model has, and put the plain layer back.
+    """Fold every LoRA or DoRA update into its linear layer, in the dtype that the model has, and put that layer back.
 
     Call it on fp32 weights: merging in bf16 doubles the rounding error of the merged weight.
     """
     for name, module in list(model.named_modules()):
-        if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight"):
-            base = module.get_base_layer()
-            base.weight.data += module.get_delta_weight(ADAPTER).to(base.weight.dtype)
-            _replace(model, name, base)
+        if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
+            module.merge()
+            _replace(model, name, module.get_base_layer())
 
 
 def table(choices: Sequence[ModuleChoice], learning_rates: dict[Mode, str]) -> list[dict[str, Any]]:
@@ -218,21 +271,35 @@ def _refuse_idle_rules(rules: Sequence[Rule], matched: list[int], choices: list[
         )
 
 
+def _features(module: torch.nn.Module) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer, torch's or GPT-2's; None for anything else."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, torch.nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return None
+
+
 def _low_rank(module: torch.nn.Module, rule: Rule) -> torch.nn.Module:
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
+    from transformers.pytorch_utils import Conv1D
 
     config = LoraConfig(
         r=int(rule.rank or 0),
         lora_alpha=rule.alpha,  # type: ignore[arg-type]
         lora_dropout=rule.dropout,
-        use_rslora=rule.rank_stabilized,
+        use_rslora=rule.scaling == "alpha/sqrt(r)",
+        use_dora=rule.dora,
+        # GPT-2's layers keep their weight transposed.
+        fan_in_fan_out=isinstance(module, Conv1D),
         init_lora_weights=True,
     )
     layer = Linear(module, ADAPTER, config=config, r=config.r, lora_alpha=config.lora_alpha)
-    layer.requires_grad_(False)
-    layer.lora_A[ADAPTER].weight.requires_grad_(True)
-    layer.lora_B[ADAPTER].weight.requires_grad_(True)
+    module.requires_grad_(False)
     return layer
 
 

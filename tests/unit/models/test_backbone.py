@@ -74,6 +74,20 @@ def test_pickled_weights_and_absent_folders_are_refused(tiny_tokenizer: str, tmp
         build_model(ModelSource(path=str(tmp_path / "nowhere")), tiny_tokenizer, seed=1)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "chatglm"])
+def test_a_folder_with_code_of_its_own_is_refused_and_the_code_not_run(
+    model_type: str, tiny_tokenizer: str, tmp_path
+) -> None:
+    build_model(ModelSource(config=LLAMA), tiny_tokenizer, seed=1).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    code = {"AutoConfig": "code.Settings", "AutoModelForCausalLM": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "model_type": model_type, "auto_map": code}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ConfigurationError, match="auto_map: AutoConfig, AutoModelForCausalLM"):
+        build_model(ModelSource(path=str(tmp_path)), tiny_tokenizer, seed=1)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -82,9 +96,10 @@ def test_pickled_weights_and_absent_folders_are_refused(tiny_tokenizer: str, tmp
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, "sliding"),
     ],
 )
-def test_attention_that_packing_does_not_compute_is_refused(fields, said: str, tiny_tokenizer: str) -> None:
+@pytest.mark.parametrize("meta", [True, False])
+def test_attention_that_packing_does_not_compute_is_refused(fields, said: str, meta: bool, tiny_tokenizer: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        build_model(ModelSource(config={**LLAMA, **fields}), tiny_tokenizer, seed=1, meta=True)
+        build_model(ModelSource(config={**LLAMA, **fields}), tiny_tokenizer, seed=1, meta=meta)
 
 
 @pytest.mark.parametrize(
