@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from polysome.data.manifest import Manifest, Shard, write_manifest
+from polysome.data.manifest import Manifest, Shard, SourceReport, write_manifest
 from polysome.data.rows import write_rows
 from polysome.data.schema import PACKED, TOKENS
 from polysome.data.tokenizer_files import tokenizer_fingerprint
@@ -108,7 +108,37 @@ def commit_rows(
             targets=targets,
             packing_efficiency=tokens / (rows * max_length),
             shards=listed,
-            sources=[],
+            sources=[_source(documents, tokens)],
         ),
     )
     return folder
+
+
+def _source(documents: int, tokens: int) -> SourceReport:
+    counts = (
+        "quarantined",
+        "in_other_shares",
+        "duplicates",
+        "conflicts",
+        "beyond_limit",
+        "not_drawn",
+        "cropped",
+        "unmatched",
+    )
+    return SourceReport(
+        dataset="toy",
+        version=1,
+        split="train",
+        prompt="concise",
+        licence="CC0-1.0",
+        molecules=["dna"],
+        files={},
+        records=documents,
+        quarantine_reasons={},
+        changed={},
+        excluded={},
+        examples=documents,
+        documents=documents,
+        tokens=tokens,
+        **dict.fromkeys(counts, 0),
+    )

@@ -30,6 +30,7 @@ from polysome.storage.local import only_one
 _BATCH_ROWS = 4096
 _ROUNDS = 6
 _TOKENS = "input_ids.int32"
+_CACHE_FORMAT = 3
 
 
 class Feed:
@@ -52,10 +53,22 @@ class Feed:
             result[chosen] = permute(within[chosen], self.length, seed=self.seed, epoch=int(epoch))
         return result
 
+    @property
+    def attended_length(self) -> float:
+        """Tokens of the document that a token stands in, in the mean: sum(n^2) / sum(n) over documents of n tokens."""
+        lengths = np.diff(self._arrays.bounds).astype(np.float64)
+        return float((lengths**2).sum() / lengths.sum())
+
     def rows(self, positions: np.ndarray) -> Rows:
-        """The rows at `positions`, int64 [n] or empty."""
-        documents, counts = self._arrays.documents_of(self.order(positions))
+        """The rows at `positions`, int64 [n] or empty, padded."""
+        documents, counts, _ = self._arrays.documents_of(self.order(positions))
         return lay_out(documents, counts, self.manifest.max_length, self.manifest.pad_id)
+
+    def documents(self, positions: np.ndarray) -> tuple[Documents, np.ndarray]:
+        """The documents of the rows at `positions`, int64 [n] or empty, in order, and the source of each, int64
+        [documents]: its place in the manifest's `sources`."""
+        documents, _, sources = self._arrays.documents_of(self.order(positions))
+        return documents, sources
 
     def counts(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets), int64 [n] each, at `positions`, without reading the rows themselves."""
@@ -71,6 +84,7 @@ class _Arrays:
         input_ids: int32 [tokens], of all documents, end to end.
         bounds: int64 [documents + 1], where each document begins.
         target_starts: int32 [documents].
+        sources: int16 [documents], place of each one's source in the manifest.
         order: int64 [documents], document numbers row by row.
         row_bounds: int64 [rows + 1], where each row begins in `order`.
         row_counts: int32 [rows, 2], tokens and targets.
@@ -79,6 +93,7 @@ class _Arrays:
     input_ids: np.ndarray
     bounds: np.ndarray
     target_starts: np.ndarray
+    sources: np.ndarray
     order: np.ndarray
     row_bounds: np.ndarray
     row_counts: np.ndarray
@@ -89,15 +104,16 @@ class _Arrays:
         names = [field.name for field in fields(cls)][1:]
         return cls(tokens, *(np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r") for name in names))
 
-    def documents_of(self, rows: np.ndarray) -> tuple[Documents, np.ndarray]:
-        """The documents of `rows`, int64 [n], in order, and how many each row has, int64 [n]."""
+    def documents_of(self, rows: np.ndarray) -> tuple[Documents, np.ndarray, np.ndarray]:
+        """The documents of `rows`, int64 [n], in order; how many each row has, int64 [n]; and the source of each."""
         first, last = self.row_bounds[rows], self.row_bounds[rows + 1]
         members = [self.order[start:end] for start, end in zip(first.tolist(), last.tolist(), strict=True)]
         numbers = np.concatenate([np.empty(0, np.int64), *members])
         starts, ends = self.bounds[numbers], self.bounds[numbers + 1]
         pieces = [self.input_ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         ids = np.concatenate([np.empty(0, np.int32), *pieces])
-        return Documents(ids, (ends - starts).astype(np.int32), self.target_starts[numbers]), last - first
+        documents = Documents(ids, (ends - starts).astype(np.int32), self.target_starts[numbers])
+        return documents, last - first, self.sources[numbers].astype(np.int64)
 
 
 def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
@@ -119,7 +135,7 @@ def open_feed(folder: str, *, seed: int, cache: str) -> Feed:
             where=folder,
             fix="prepare the data again from sources that are not empty",
         )
-    name = f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}-format{manifest.format}"
+    name = f"{manifest.fingerprint}-{manifest.rows}x{manifest.max_length}-format{_CACHE_FORMAT}"
     path = os.path.join(cache, name)
     os.makedirs(cache, exist_ok=True)
     with only_one(path):
@@ -182,10 +198,13 @@ def _convert(folder: str, manifest: Manifest, path: str) -> None:
 
 def _write_arrays(folder: str, manifest: Manifest, path: str) -> None:
     lengths, target_starts, row_sizes = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    documents_of_shards = []
     with open(os.path.join(path, _TOKENS), "wb") as tokens:
         for shard in manifest.shards:
+            documents_of_shards.append(0)
             for table in _shard_rows(folder, shard):
                 documents = as_documents(table)
+                documents_of_shards[-1] += len(documents.lengths)
                 tokens.write(documents.input_ids.tobytes())
                 lengths.append(documents.lengths)
                 target_starts.append(documents.target_starts)
@@ -214,6 +233,7 @@ def _write_arrays(folder: str, manifest: Manifest, path: str) -> None:
     arrays: dict[str, np.ndarray] = {
         "bounds": offsets_of(sizes.astype(np.int64)),
         "target_starts": starts,
+        "sources": np.repeat([shard.source for shard in manifest.shards], documents_of_shards).astype(np.int16),
         "order": planned.order.astype(np.int64),
         "row_bounds": planned.row_starts.astype(np.int64),
         "row_counts": row_counts.astype(np.int32),

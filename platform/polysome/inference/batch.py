@@ -1,6 +1,7 @@
 """The batch engine: static batches on transformers, the reference for what a model answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
@@ -61,25 +62,44 @@ class BatchEngine:
         torch.set_num_threads(threads)
         # Engines load in workers, where a progress bar only clutters the log.
         disable_progress_bar()
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         model: Any = load_weights(folder, where=path, dtype="auto", local_files_only=True)
-        self._model: Any = model.to(device).eval()
-        self._device = torch.device(device)
+        self._take(model.to(device).eval(), tokenizer, max_batch_tokens, where=path)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, max_batch_tokens: int = 16384) -> "BatchEngine":
+        """An engine for a model in memory, where and as it is; use it inside `asking(model)` when the model trains.
+
+        Args:
+            model: a transformers causal language model.
+            tokenizer: the tokenizer that it reads, with a chat template.
+            max_batch_tokens: as for a folder.
+
+        Raises:
+            DataError: the tokenizer knows more tokens than the model.
+        """
+        engine = cls.__new__(cls)
+        engine._take(model, tokenizer, max_batch_tokens, where="the model in memory")
+        return engine
+
+    def _take(self, model: Any, tokenizer: Any, max_batch_tokens: int, *, where: str) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        embedding = model.get_input_embeddings().weight
+        self._device = embedding.device
         self._max_batch_tokens = max_batch_tokens
         text_config = model.config.get_text_config()
-        self.context = int(getattr(text_config, "max_position_embeddings", 0) or self._tokenizer.model_max_length)
+        self.context = int(getattr(text_config, "max_position_embeddings", 0) or tokenizer.model_max_length)
         """Most tokens of prompt and answer together."""
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        if len(self._tokenizer) > vocabulary:
+        if len(tokenizer) > embedding.shape[0]:
             raise DataError(
-                f"the tokenizer knows {len(self._tokenizer)} tokens, the weights {vocabulary}",
-                where=path,
+                f"the tokenizer knows {len(tokenizer)} tokens, the weights {embedding.shape[0]}",
+                where=where,
                 fix="use the tokenizer that the model was trained with",
             )
-        self._stop = _stop_tokens(model, self._tokenizer)
-        pad = self._tokenizer.pad_token_id
+        self._stop = _stop_tokens(model, tokenizer)
+        pad = tokenizer.pad_token_id
         self._pad = int(pad) if pad is not None else min(self._stop, default=0)
-        accepted = signature(self._model.forward).parameters
+        accepted = signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
 
@@ -245,6 +265,32 @@ class BatchEngine:
         text = str(self._tokenizer.decode(row.answer, skip_special_tokens=True))
         reason: Literal["stop", "length"] = "stop" if row.stopped else "length"
         return Generation(text, len(row.prompt), len(row.answer), reason)
+
+
+@contextmanager
+def asking(model: Any, *, attention: str = "sdpa") -> Iterator[None]:
+    """While inside, a model that trains answers: no dropout, padded batches instead of packed ones, not compiled.
+
+    Whatever was set before is set again at the end, also after an error: train or eval of every module, and the
+    attention. Weights and gradients are not touched.
+
+    Args:
+        model: a transformers causal language model.
+        attention: a transformers attention that knows padding masks.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained_with = model.config._attn_implementation
+    # Every batch has another shape, and each would be compiled anew.
+    eager = torch.compiler.set_stance("force_eager") if model._compiled_call_impl is not None else nullcontext()
+    model.eval()
+    model.set_attn_implementation(attention)
+    try:
+        with eager:
+            yield
+    finally:
+        model.set_attn_implementation(trained_with)
+        for module, training in modes:
+            module.training = training
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -22,6 +22,7 @@ from polysome.storage import exists, join
 if TYPE_CHECKING:
     from polysome.data.config import PrepareConfig
     from polysome.evaluation.config import EvaluationConfig
+    from polysome.evaluation.dev import DevEvaluation
     from polysome.operations.pipeline import PipelineConfig
     from polysome.serving.config import ServeConfig
     from polysome.training.config import StageConfig
@@ -111,18 +112,29 @@ def train(
     from polysome.data.manifest import read_manifest
 
     manifest = read_manifest(config.data)
+    questions = _questions(config)
     with runs.start(runs_root, "train", config.name, config, parents=parents, run_id=run_id) as run:
         if run.reusable:
             return run
         run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
         workers = config.workers
-        with connect(cpus=workers.count * workers.cpus_per_worker, gpus=workers.count * workers.gpus_per_worker):
+        with connect(cpus=workers.minimum * workers.cpus_per_worker, gpus=workers.minimum * workers.gpus_per_worker):
             from polysome.training.launch import train_stage
 
             with _following(run.folder, config.name, announce):
-                result = train_stage(config, run.folder)
+                result = train_stage(config, run.folder, questions=questions)
         run.finish(dataclasses.asdict(result))
     return run
+
+
+def _questions(config: "StageConfig") -> "DevEvaluation | None":
+    """Of the dev tasks, read here, so that a task that cannot be asked is known before any worker starts."""
+    if config.dev is None or not config.dev.tasks:
+        return None
+    from polysome.evaluation.dev import DevEvaluation
+
+    settings = config.dev.model_dump(include={"split", "limit", "max_new_tokens"})
+    return DevEvaluation.of(config.dev.tasks, seed=config.seed, **settings)
 
 
 def evaluate(
@@ -175,8 +187,8 @@ def pipeline(
     check(config)
     workers = [stage.train.workers for stage in config.stages.values()]
     with connect(
-        cpus=max(worker.count * worker.cpus_per_worker for worker in workers),
-        gpus=max(worker.count * worker.gpus_per_worker for worker in workers),
+        cpus=max(worker.minimum * worker.cpus_per_worker for worker in workers),
+        gpus=max(worker.minimum * worker.gpus_per_worker for worker in workers),
     ):
         return run_pipeline(config, runs_root, run_id, announce=announce)
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAIN = "main"
+DEV_DATA = "prepared by the pipeline"
+"""Stands for the folder until it is known."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -52,6 +54,22 @@ class PipelineStage(Config):
 
     prepare: PrepareSettings
     train: StageSettings
+    dev: PrepareSettings | None = None
+    """Data of the dev loss, prepared as well; `train.dev` says when it is taken, and needs no `data`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dev_data_follows(cls, content: Any) -> Any:
+        """Let `train.dev` do without the path that only the pipeline knows."""
+        if not isinstance(content, dict) or not content.get("dev"):
+            return content
+        content = copy.deepcopy(content)
+        settings = content.get("train")
+        measured = settings.get("dev") if isinstance(settings, dict) else None
+        if not isinstance(measured, dict) or measured.get("data"):
+            raise ValueError("dev prepares data for train.dev, which must say every_updates, and no data of its own")
+        measured["data"] = DEV_DATA
+        return content
 
 
 class Reference(Config):
@@ -181,12 +199,15 @@ def check(config: PipelineConfig) -> None:
         tokenizer_fingerprint(local_tokenizer(config.tokenizer))
     files = {}
     for name, stage in config.stages.items():
-        check_sources(stage.prepare, where=f"stages.{name}.prepare")
-        read = [(item.dataset, item.split, item.subsets) for item in stage.prepare.sources]
-        read += [(item.dataset, item.split, item.subsets) for item in stage.prepare.exclude]
-        for data, split, subsets in read:
-            for file in dataset(data).files(split, subsets):
-                files[data, split, file.uri] = (dataset(data), split, file)
+        for part, settings in (("prepare", stage.prepare), ("dev", stage.dev)):
+            if settings is None:
+                continue
+            check_sources(settings, where=f"stages.{name}.{part}")
+            read = [(item.dataset, item.split, item.subsets) for item in settings.sources]
+            read += [(item.dataset, item.split, item.subsets) for item in settings.exclude]
+            for data, split, subsets in read:
+                for file in dataset(data).files(split, subsets):
+                    files[data, split, file.uri] = (dataset(data), split, file)
     if config.evaluation:
         for task in config.evaluation.tasks:
             if dataset(task).task is None:
@@ -256,7 +277,7 @@ class _Pipeline:
         export: str | None = None
         for position, stage in enumerate(stages):
             name = stage if chain == MAIN else f"{chain}-{stage}"
-            export = self._train(name, stage, self._prepare(stage), export)
+            export = self._train(name, stage, export)
             if self._evaluated(chain, stage, last=position == len(stages) - 1):
                 self._evaluate(name, _title(chain, stages[: position + 1]), export)
         assert export is not None
@@ -275,16 +296,19 @@ class _Pipeline:
             self.run_record.update(fingerprints={"tokenizer": tokenizer_fingerprint(local)})
         return folder
 
-    def _prepare(self, stage: str) -> str:
-        settings = self.config.stages[stage].prepare
-        config = PrepareConfig(name=f"prepare-{stage}", tokenizer=self.tokenizer, **settings.model_dump())
-        self.announce(f"prepare {stage}")
+    def _prepare(self, name: str, settings: PrepareSettings) -> str:
+        config = PrepareConfig(name=f"prepare-{name}", tokenizer=self.tokenizer, **settings.model_dump())
+        self.announce(f"prepare {name}")
         step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id], announce=self.announce)
         self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["data"])
 
-    def _train(self, name: str, stage: str, prepared: str, previous: str | None) -> str:
-        settings = self.config.stages[stage].train
+    def _train(self, name: str, stage: str, previous: str | None) -> str:
+        prepared = self._prepare(stage, self.config.stages[stage].prepare)
+        settings, dev = self.config.stages[stage].train, self.config.stages[stage].dev
+        if dev is not None and settings.dev is not None:
+            measured = settings.dev.model_copy(update={"data": self._prepare(f"{stage}-dev", dev)})
+            settings = settings.model_copy(update={"dev": measured})
         model = self.config.model if previous is None else ModelSource(path=previous)
         config = StageConfig(name=name, data=prepared, model=model, **settings.model_dump())
         self.announce(f"train {name}")

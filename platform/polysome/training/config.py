@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,8 +40,11 @@ class Optimizer(Config):
 
 
 class Schedule(Config):
-    """Pre-warm-up, linear warm-up, cosine decay; one unit is an optimizer update (A-93, AMB-8)."""
+    """Embedding warm-up, pre-warm-up, linear warm-up, cosine decay; one unit is an optimizer update (A-93, AMB-8)."""
 
+    embedding_warmup_steps: int = Field(default=0, ge=0)
+    """Updates at the start in which only the embedding and the output layer learn, at their peak rate; the rest of the
+    schedule, for all that trains, follows. For tokens that were added to a model."""
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of all updates over which the rate rises to its peak."""
     prewarmup_steps: int = Field(default=0, ge=0)
@@ -53,17 +57,68 @@ class Schedule(Config):
 class Workers(Config):
     """Ray Train workers; each holds the model."""
 
-    count: int = Field(default=2, gt=0)
+    count: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = 2
+    """A number, or `[minimum, maximum]`: training starts with as many as the cluster has room for, goes on with fewer
+    when a node is lost, and takes up new ones. The batch and the course of training are those of the maximum."""
     cpus_per_worker: int = Field(default=1, gt=0)
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: the worker's GPU if it has one. cpu: compute on the CPU though a GPU is reserved, to rehearse a cluster."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Workers:
+        if self.minimum > self.maximum:
+            raise ValueError(f"count: [minimum, maximum] holds {self.minimum} and {self.maximum}, the larger first")
+        return self
+
+    @property
+    def minimum(self) -> int:
+        """Fewest workers that train."""
+        return self.count if isinstance(self.count, int) else self.count[0]
+
+    @property
+    def maximum(self) -> int:
+        """Most workers, which fixes the batch."""
+        return self.count if isinstance(self.count, int) else self.count[1]
 
 
 class Checkpointing(Config):
-    """When training state is written."""
+    """When training state is written, and what is kept."""
 
     every_updates: int = Field(default=500, gt=0)
     keep: int = Field(default=2, gt=0)
     """Newest committed checkpoints kept."""
+    keep_best: int = Field(default=0, ge=0)
+    """Beside them, those of the lowest dev loss; needs `dev.data`."""
+    background: bool = True
+    """Write and upload while training goes on; the next checkpoint and the end of training wait for it."""
+
+
+class Dev(Config):
+    """What is measured while the stage runs, on data that it does not train on."""
+
+    every_updates: int = Field(gt=0)
+    data: str | None = None
+    """Prepared folder whose mean loss is taken, in all and by source."""
+    tasks: list[str] = []
+    """Data sets whose questions are asked; needs the job `train` or `pipeline`, which bring parsers and metrics."""
+    split: str = "dev"
+    limit: int = Field(default=64, gt=0)
+    """Most examples asked per task, and most rows of `data`, times the rows of an update, that are read."""
+    max_new_tokens: int = Field(default=64, gt=0)
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Dev:
+        if self.data is None and not self.tasks:
+            raise ValueError("give data (a prepared folder), tasks, or both")
+        return self
+
+
+class NumberLoss(Config):
+    """An additional loss on answers that are numbers: how far off the predicted digits are, not only whether."""
+
+    weight: float = Field(gt=0)
+    """Factor beside the cross-entropy."""
 
 
 class StageSettings(Config):
@@ -86,13 +141,23 @@ class StageSettings(Config):
     """Of weights, activations and gradients; master weights and optimizer moments are fp32 always."""
     export_dtype: Literal["bf16", "fp32"] | None = None
     """Of the exported weights; that of `precision` when not given."""
-    zero: Literal[2] = 2
-    """DeepSpeed ZeRO stage."""
+    zero: Literal[0, 2] = 2
+    """DeepSpeed ZeRO stage; 0: plain data parallelism without DeepSpeed, every worker with all optimizer state."""
     offload: bool = False
     """Keep optimizer state in CPU memory (ZeRO-Offload)."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the model with `torch.compile`; worth its start-up on GPUs."""
+    number_loss: NumberLoss | None = None
     checkpoint: Checkpointing = Checkpointing()
+    dev: Dev | None = None
     log_every_updates: int = Field(default=10, gt=0)
+    trackers: list[Literal["tensorboard", "prometheus", "mlflow"]] = []
+    """Where the rows of metrics.jsonl go as well."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Of one device in the stage's precision, for the model FLOPs utilisation; known GPUs need none."""
+    max_skipped_updates: int = Field(default=5, ge=0)
+    """Updates in a row whose gradient is not finite: each is skipped and counted, one more stops the stage."""
     max_failures: int = Field(default=1, ge=0)
     """Times the workers are started again from the newest checkpoint after one died."""
 
@@ -100,12 +165,20 @@ class StageSettings(Config):
     def _has_an_end(self) -> StageSettings:
         if self.epochs is None and self.max_updates is None:
             raise ValueError("give epochs, max_updates, or both")
+        if self.offload and not self.zero:
+            raise ValueError("offload is DeepSpeed's: it needs zero: 2")
+        if self.checkpoint.keep_best and (self.dev is None or self.dev.data is None):
+            raise ValueError("checkpoint.keep_best goes by the dev loss: it needs dev.data")
         return self
 
     @property
     def rows_per_update(self) -> int:
-        """Packed rows of one optimizer update, over all workers and accumulation."""
-        return self.workers.count * self.micro_batch_size * self.gradient_accumulation_steps
+        """Packed rows of one optimizer update, over all workers and accumulation, however many workers run."""
+        return self.workers.maximum * self.micro_batch_size * self.gradient_accumulation_steps
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per update of each of `world_size` workers; in the last some workers may have no rows."""
+        return math.ceil(self.rows_per_update / (self.micro_batch_size * world_size))
 
 
 class StageConfig(StageSettings):
@@ -125,6 +198,7 @@ class StageConfig(StageSettings):
             mode="json",
             include={
                 "seed", "model", "trainability", "optimizer", "schedule", "epochs", "max_updates", "precision",
+                "number_loss",
             },
         )  # fmt: skip
         decisive["optimizer"].pop("kind")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,12 +18,24 @@ from polysome.data.feed import open_feed
 from polysome.data.manifest import Manifest, read_manifest
 from polysome.data.ray_capacity import can_grow, require_capacity
 from polysome.data.ray_errors import cause_of
-from polysome.data.tokenizer_files import tokenizer_fingerprint
+from polysome.data.tokenizer_files import base_fingerprint, tokenizer_fingerprint
 from polysome.models import trainability
-from polysome.storage import absolute, exists, join, read_json, remove, require_folder_writable, write_json
+from polysome.specs import dataset
+from polysome.storage import (
+    absolute,
+    exists,
+    join,
+    open_atomic,
+    read_json,
+    remove,
+    require_folder_writable,
+    write_json,
+)
 from polysome.storage.local import cache_folder, local_folder
-from polysome.training import checkpoint
+from polysome.training import checkpoint, optimizer
 from polysome.training.config import StageConfig
+from polysome.training.dev import Questions
+from polysome.training.loop import STOP
 from polysome.training.schedule import extent
 from polysome.training.stage import CHECKPOINTS, Outcome, run_stage
 
@@ -37,8 +51,6 @@ _RAY_FOLDER = ".ray_train"
 _RAY_SETTINGS = {
     # A dead worker and a finished one are noticed after this many seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # One process less to start: a node that goes away is a worker that died, and the newest checkpoint serves both.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Workers stay where the job runs, so that a relative PYTHONPATH keeps its meaning.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -66,14 +78,19 @@ class StageResult:
     trainable_parameters: int
     total_parameters: int
     optimizer: str
+    skipped: int = 0
+    dev_loss: float | None = None
 
 
-def train_stage(config: StageConfig, folder: str) -> StageResult:
+def train_stage(config: StageConfig, folder: str, *, questions: Questions | None = None) -> StageResult:
     """Train one stage and export it; called again on the same folder it resumes, or returns what is finished.
+
+    SIGTERM, or a file named STOP in the run folder, stops it after a checkpoint.
 
     Args:
         config: the stage.
         folder: run folder, path or URL; gets metrics.jsonl, trainability.json, checkpoints/, export/, result.json.
+        questions: of the tasks of `config.dev`, which are asked while it trains.
 
     Raises:
         ConfigurationError, DataError: the configuration does not fit the data, the model, or an earlier run in the
@@ -81,19 +98,32 @@ def train_stage(config: StageConfig, folder: str) -> StageResult:
         ResourceError: no Ray cluster is connected, or one that cannot grow has too few CPUs or GPUs.
         NonFiniteLossError: training diverged.
         RuntimeError: workers died more than `max_failures` times.
+        KeyboardInterrupt: it was asked to stop, and has.
     """
     folder = absolute(folder)
     config = _absolute_paths(config)
+    if config.dev is not None and config.dev.tasks and questions is None:
+        raise ConfigurationError(
+            "the dev tasks have no questions",
+            where="dev.tasks",
+            fix="give train_stage their `questions`, or run `polysome train`",
+        )
     fingerprint = validate_stage(config, folder)
     finished = _finished(folder, fingerprint)
     if finished is not None:
         logger.info("%s: finished before, nothing to do: %s", config.name, finished.export)
         return finished
-    outcome = _run(config, folder, fingerprint)
+    remove(join(folder, STOP))
+    with _stopping(folder):
+        outcome = _run(config, folder, fingerprint, questions)
     if outcome.error is not None:
         raise outcome.error
+    if outcome.stopped:
+        remove(join(folder, STOP))
+        logger.warning("%s: stopped after update %d, which is in a checkpoint", config.name, outcome.updates)
+        raise KeyboardInterrupt
     content = asdict(outcome)
-    del content["error"]
+    del content["error"], content["stopped"]
     result = StageResult(**content)
     write_json(join(folder, RESULT), {"fingerprint": fingerprint, **asdict(result)})
     return result
@@ -118,6 +148,8 @@ def validate_stage(config: StageConfig, folder: str) -> str:
     if newest is not None:
         checkpoint.check_fingerprint(newest, fingerprint)
     open_feed(config.data, seed=config.seed, cache=cache_folder("rows"))
+    if config.dev is not None and config.dev.data is not None:
+        _check_dev(config.dev.data, manifest)
     _write_table(config, tokenizer_folder, folder)
     return fingerprint
 
@@ -126,8 +158,8 @@ def _check_cluster(config: StageConfig) -> None:
     workers = config.workers
     require_capacity(
         f"stage {config.name}",
-        cpus=workers.count * workers.cpus_per_worker,
-        gpus=workers.count * workers.gpus_per_worker,
+        cpus=workers.minimum * workers.cpus_per_worker,
+        gpus=workers.minimum * workers.gpus_per_worker,
         where="workers.count x workers.cpus_per_worker, workers.gpus_per_worker",
         fix="lower workers.count (raise gradient_accumulation_steps to keep the batch), or add nodes",
     )
@@ -154,11 +186,23 @@ def _check_tokenizer(config: StageConfig, manifest: Manifest, tokenizer_folder: 
             fix="put the model's tokenizer files into its folder",
         )
     of_model = tokenizer_fingerprint(model_folder)
-    if of_model != manifest.tokenizer_fingerprint:
+    # Data may be written in the model's own tokenizer, or in one that `polysome tokens extend` made from it.
+    if of_model not in (manifest.tokenizer_fingerprint, base_fingerprint(tokenizer_folder)):
         raise DataError(
             f"the data was tokenized with tokenizer {manifest.tokenizer_fingerprint}, and the model has {of_model}",
             where=f"data = {config.data}, model.path = {config.model.path}",
             fix="prepare the data with the model's tokenizer",
+        )
+
+
+def _check_dev(folder: str, trained: Manifest) -> None:
+    manifest = read_manifest(folder)
+    if manifest.tokenizer_fingerprint != trained.tokenizer_fingerprint:
+        raise DataError(
+            f"the dev data was tokenized with tokenizer {manifest.tokenizer_fingerprint}, and the training data with "
+            f"{trained.tokenizer_fingerprint}",
+            where=f"dev.data = {folder}",
+            fix="prepare both with one tokenizer",
         )
 
 
@@ -169,38 +213,47 @@ def _write_table(config: StageConfig, tokenizer_folder: str, folder: str) -> Non
     source = config.model if config.model.path is None else ModelSource(path=local_folder(config.model.path))
     model = build_model(source, tokenizer_folder, seed=config.seed, meta=True)
     choices = trainability.choose(model, config.trainability)
-    rate = config.optimizer.learning_rate
-    rates: dict[trainability.Mode, str] = {
-        "full": f"{rate:g}",
-        "lora": f"A {rate:g}, B {rate * config.optimizer.lora_plus_ratio:g}",
-        "frozen": "-",
-    }
-    rows = trainability.table(choices, rates)
-    trainable, total = sum(row["trainable"] for row in rows), sum(row["parameters"] for row in rows)
-    write_json(join(folder, TRAINABILITY), {"trainable": trainable, "total": total, "modules": rows})
-    for row in rows:
-        logger.info(
-            "%-50s %-6s x%-4d %13d trainable  lr %s",
-            row["module"],
-            row["mode"],
-            row["modules"],
-            row["trainable"],
-            row["learning_rate"],
+    if config.schedule.embedding_warmup_steps and not any("embedding" in choice.trains for choice in choices):
+        raise ConfigurationError(
+            "the embedding warm-up has nothing to train: no rule trains the embedding or the output layer in full",
+            where="schedule.embedding_warmup_steps",
+            fix="add a rule such as {match: embed_tokens|lm_head, mode: full}, or set it to 0",
         )
+    rows = optimizer.table(choices, config.optimizer)
+    trainable, total = sum(row.trainable for row in rows), sum(row.parameters for row in rows)
+    write_json(
+        join(folder, TRAINABILITY),
+        {"trainable": trainable, "total": total, "modules": [asdict(row) for row in rows]},
+    )
+    for line in optimizer.format_table(rows).splitlines():
+        logger.info("%s", line)
     logger.info("%s: %d of %d parameters train", config.name, trainable, total)
 
 
-def _run(config: StageConfig, folder: str, fingerprint: str) -> Outcome:
+def _run(config: StageConfig, folder: str, fingerprint: str, questions: Questions | None) -> Outcome:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+    from polysome.training.health import source_names
+
     workers = config.workers
-    arguments = {"config": config.model_dump(mode="json"), "folder": folder, "fingerprint": fingerprint}
-    with _ray_settings(), _ray_storage(folder) as storage:
+    manifest = read_manifest(config.data)
+    # A node that goes away costs the updates since the newest checkpoint, unless Ray can tell in time.
+    watched = can_grow()
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "folder": folder,
+        "fingerprint": fingerprint,
+        "sources": source_names(manifest),
+        "numeric": [_numeric(source.dataset) for source in manifest.sources] if config.number_loss else [],
+        "questions": questions,
+        "watched": watched,
+    }
+    with _ray_settings(watched), _ray_storage(folder) as storage:
         trainer = _trainer_class()(
             run_stage,  # type: ignore[arg-type]
             train_loop_config=arguments,
             scaling_config=ScalingConfig(
-                num_workers=workers.count,
+                num_workers=workers.count,  # type: ignore[arg-type]
                 use_gpu=workers.gpus_per_worker > 0,
                 resources_per_worker={"CPU": workers.cpus_per_worker}
                 | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}),
@@ -210,6 +263,33 @@ def _run(config: StageConfig, folder: str, fingerprint: str) -> Outcome:
             ),
         )
         return _fit(trainer)
+
+
+def _numeric(name: str) -> bool:
+    """Whether the answers of a data set are numbers."""
+    task = dataset(name).task
+    return task is not None and task.label.kind in ("regression", "multi_regression")
+
+
+@contextmanager
+def _stopping(folder: str) -> Iterator[None]:
+    """While the block runs, a first SIGTERM asks the workers to stop after a checkpoint; a second one is as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        logger.warning("stopping after the update that is under way; a second SIGTERM stops at once")
+        with open_atomic(join(folder, STOP), "w") as handle:
+            handle.write("SIGTERM\n")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _trainer_class() -> type[TorchTrainer]:
@@ -249,10 +329,12 @@ def _fit(trainer: Any) -> Outcome:
 
 
 @contextmanager
-def _ray_settings() -> Iterator[None]:
+def _ray_settings(watched: bool) -> Iterator[None]:
     """Ray Train reads these from the environment of the driver; a value that is set already wins."""
-    # A cluster that grows needs longer than a local Ray to make room; there Ray's own patience holds.
-    wanted = _RAY_SETTINGS if can_grow() else {**_RAY_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+    wanted = {**_RAY_SETTINGS, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(watched))}
+    if not watched:
+        # A cluster that grows needs longer than a local Ray to make room; there Ray's own patience holds.
+        wanted["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "30"
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -296,6 +378,8 @@ def _finished(folder: str, fingerprint: str) -> StageResult | None:
 def _absolute_paths(config: StageConfig) -> StageConfig:
     """Local paths made absolute, so that they mean the same in every worker; hub ids and URLs stay."""
     changes: dict[str, Any] = {"data": absolute(config.data)}
+    if config.dev is not None and config.dev.data is not None:
+        changes["dev"] = config.dev.model_copy(update={"data": absolute(config.dev.data)})
     if config.model.path is not None and os.path.isdir(os.path.expanduser(config.model.path)):
         changes["model"] = config.model.model_copy(update={"path": absolute(config.model.path)})
     return config.model_copy(update=changes)

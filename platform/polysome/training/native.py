@@ -68,11 +68,23 @@ def deepspeed_cpu_adam(
     groups: list[dict[str, Any]], *, learning_rate: float, betas: tuple[float, float], epsilon: float
 ) -> torch.optim.Optimizer:
     """DeepSpeedCPUAdam in AdamW mode; `obstacle()` must be None."""
+    import torch
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     _load()
     with _known_cpu():
-        return DeepSpeedCPUAdam(groups, lr=learning_rate, betas=betas, eps=epsilon, adamw_mode=True)
+        made = DeepSpeedCPUAdam(groups, lr=learning_rate, betas=betas, eps=epsilon, adamw_mode=True)
+    nothing = torch.empty(0)
+
+    def take_powers_anew(optimizer: Any, *_: Any) -> None:
+        # The native code multiplies the powers of the betas from step to step and rounds each time, so that a run would
+        # not go on as before from its checkpoint. After a step 0, here of no elements, it computes them from the count.
+        optimizer.ds_opt_adam.adam_update(
+            optimizer.opt_id, 0, learning_rate, *betas, epsilon, 0.0, True, nothing, nothing, nothing, nothing
+        )
+
+    made.register_step_pre_hook(take_powers_anew)
+    return made
 
 
 def build() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polysome.config import ConfigurationError
+from polysome.models.trainability import Role
 from polysome.training.config import Schedule, StageConfig
 
 
@@ -33,11 +34,12 @@ def extent(config: StageConfig, rows_per_epoch: int) -> Extent:
         rows = config.max_updates * batch
     assert rows is not None  # StageConfig has an end
     result = Extent(rows, math.ceil(rows / batch))
-    before_peak = config.schedule.prewarmup_steps + warmup_updates(config.schedule, result.updates)
+    schedule = config.schedule
+    before_peak = schedule.embedding_warmup_steps + schedule.prewarmup_steps + warmup_updates(schedule, result.updates)
     if before_peak >= result.updates and before_peak > 0:
         raise ConfigurationError(
             f"warm-up takes {before_peak} of the stage's {result.updates} updates",
-            where="schedule.prewarmup_steps, schedule.warmup_fraction",
+            where="schedule.embedding_warmup_steps, schedule.prewarmup_steps, schedule.warmup_fraction",
             fix="lower them, raise epochs or max_updates, or make the batch smaller",
         )
     return result
@@ -48,17 +50,30 @@ def warmup_updates(schedule: Schedule, updates: int) -> int:
     return round(schedule.warmup_fraction * updates)
 
 
+def learns(schedule: Schedule, role: Role, done: int) -> bool:
+    """Whether parameters of a role learn in the update after `done` updates."""
+    return role == "embedding" or done >= schedule.embedding_warmup_steps
+
+
 def rate_factor(schedule: Schedule, updates: int) -> Callable[[int], float]:
     """The factor on every group's learning rate, by the number of updates already done.
 
     Constant at `prewarmup_factor`, then linear up to 1, then `floor + (1 - floor) (1 + cos(pi t)) / 2` with t running
-    from 0 to 1 at the end of the stage (A-93).
+    from 0 to 1 at the end of the stage (A-93). Before all this stands the embedding warm-up, in which it is 1, and
+    only the groups that `learns` names have a rate.
     """
-    prewarmup, warmup = schedule.prewarmup_steps, warmup_updates(schedule, updates)
+    alone, prewarmup, warmup = (
+        schedule.embedding_warmup_steps,
+        schedule.prewarmup_steps,
+        warmup_updates(schedule, updates),
+    )
     start = schedule.prewarmup_factor if prewarmup else 0.0
-    decay = max(1, updates - prewarmup - warmup)
+    decay = max(1, updates - alone - prewarmup - warmup)
 
     def factor(done: int) -> float:
+        if done < alone:
+            return 1.0
+        done -= alone
         if done < prewarmup:
             return schedule.prewarmup_factor
         if done < prewarmup + warmup:

@@ -1,4 +1,4 @@
-"""One stage on one worker, top to bottom: model, what trains, optimizer, DeepSpeed, loop, checkpoint, export."""
+"""One stage on one worker, top to bottom: model, what trains, optimizer, engine, loop, checkpoint, export."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import logging
 import math
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,16 +17,15 @@ from polysome.storage import join
 from polysome.storage.local import cache_folder, local_folder
 from polysome.training import native
 from polysome.training.config import StageConfig
-from polysome.training.schedule import Extent, extent, rate_factor
+from polysome.training.dev import Dev
+from polysome.training.loop import Loop, NonFiniteLossError
+from polysome.training.schedule import extent
 
 if TYPE_CHECKING:
     import torch
-    from deepspeed import DeepSpeedEngine
 
-    from polysome.training.batch import PackedLanguageModel
-    from polysome.training.checkpoint import Progress
-    from polysome.training.metrics import MetricsLog
-    from polysome.training.optimizer import ChosenOptimizer, Group
+    from polysome.training.batch import Objective
+    from polysome.training.engine import Place
 
 logger = logging.getLogger(__name__)
 
@@ -37,41 +33,34 @@ CHECKPOINTS = "checkpoints"
 PROBE_TOKENS = 64
 
 
-class NonFiniteLossError(PolysomeError):
-    """The loss or the gradient became NaN or infinite."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What worker 0 hands back. `error` is set where every worker stopped for the same reason, so that starting the
-    workers again would only repeat it."""
+    workers again would only repeat it; `stopped` where training was asked to stop, after a checkpoint."""
 
     export: str = ""
     updates: int = 0
+    skipped: int = 0
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
     final_loss: float = math.nan
+    dev_loss: float | None = None
     trainable_parameters: int = 0
     total_parameters: int = 0
     optimizer: str = ""
+    stopped: bool = False
     error: PolysomeError | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """A worker among workers."""
-
-    rank: int
-    world_size: int
-    device: torch.device
 
 
 def run_stage(arguments: dict[str, Any]) -> Outcome:
     """Ray Train's function: train one stage, resuming from the newest committed checkpoint of the run folder.
 
     Args:
-        arguments: `config` (StageConfig as plain values), `folder` (run folder) and `fingerprint` (of the stage).
+        arguments: `config` (StageConfig as plain values), `folder` (run folder), `fingerprint` (of the stage),
+            `sources` (their names, in the manifest's order), `numeric` (whether each one's answers are numbers),
+            `questions` (of the dev tasks; None without tasks) and `watched` (whether Ray tells when a node is about to
+            be taken away).
     """
     config = StageConfig.model_validate(arguments["config"])
     folder, fingerprint = arguments["folder"], arguments["fingerprint"]
@@ -81,56 +70,85 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
     from polysome.models.backbone import ModelSource, build_model, parameter_count
     from polysome.training import checkpoint, optimizer
     from polysome.training.batch import PackedLanguageModel
+    from polysome.training.engine import open_engine
     from polysome.training.export import export
     from polysome.training.metrics import MetricsLog
+    from polysome.training.model_card import Card, origin
+    from polysome.training.trackers import Run, open_trackers
 
     tokenizer_folder = local_folder(join(config.data, "tokenizer"))
     feed = open_feed(config.data, seed=config.seed, cache=cache_folder("rows"))
     length = extent(config, feed.length)
 
     source = config.model if config.model.path is None else ModelSource(path=local_folder(config.model.path))
+    came_from = origin(config.model, source.path)
     causal = build_model(source, tokenizer_folder, seed=config.seed)
     total_parameters = parameter_count(causal)
     choices = trainability.apply(causal, config.trainability, seed=config.seed)
+    trainable_parameters = sum(choice.trainable for choice in choices)
     if config.gradient_checkpointing:
         causal.activation_checkpointing_enable({"use_reentrant": False})
     plan = optimizer.groups(causal, config.optimizer)
     kind = optimizer.choose_kind(config.optimizer, on_cpu=place.device.type == "cpu" or config.offload)
-    engine = _initialize(PackedLanguageModel(causal), config, length, plan, kind, place)
+    model = PackedLanguageModel(causal, _objective(config, arguments, tokenizer_folder))
+    engine = open_engine(model, config, plan, kind, place)
 
     start = checkpoint.Progress()
-    checkpoints = join(folder, CHECKPOINTS)
-    newest = checkpoint.newest(checkpoints)
+    newest = checkpoint.newest(join(folder, CHECKPOINTS))
     if newest is not None:
         start = checkpoint.load(engine, newest, fingerprint=fingerprint)
-    optimizer.check_ratios(engine.optimizer, plan)
-    if place.rank == 0:
+        optimizer.check_ratios(engine.optimizer, plan)
+    leads = place.rank == 0
+    if leads:
         logger.info(
-            "%s: %s from update %d of %d, %d workers x %d rows x %d accumulations, %s, optimizer %s",
+            "%s: %s from update %d of %d (micro-step %d of %d), %d workers x %d rows x %d accumulations, %s, "
+            "optimizer %s, %s",
             config.name,
             "resumed" if newest else "training",
             start.update,
             length.updates,
+            start.update * config.accumulation(place.world_size),
+            length.updates * config.accumulation(place.world_size),
             place.world_size,
             config.micro_batch_size,
-            config.gradient_accumulation_steps,
+            config.accumulation(place.world_size),
             config.precision,
             kind,
+            f"ZeRO-{config.zero}" if config.zero else "plain data parallelism",
         )
-    metrics = MetricsLog(folder, after_update=start.update) if place.rank == 0 else None
-
-    def save(progress: checkpoint.Progress) -> None:
-        checkpoint.save(engine, checkpoints, progress, fingerprint=fingerprint, keep=config.checkpoint.keep)
-        if metrics is not None:
-            metrics.sync()
-
+    loop = Loop(
+        engine=engine,
+        feed=feed,
+        config=config,
+        length=length,
+        folder=folder,
+        writer=checkpoint.Writer(
+            join(folder, CHECKPOINTS),
+            fingerprint=fingerprint,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+            background=config.checkpoint.background,
+        ),
+        metrics=MetricsLog(folder, after_update=start.update) if leads else None,
+        trackers=open_trackers(
+            config.trackers, folder, Run(folder.rstrip("/").rpartition("/")[2], config.name, start.update)
+        )
+        if leads
+        else None,
+        sources=arguments["sources"],
+        dev=Dev.of(config, arguments["questions"], tokenizer_folder),
+        watched=arguments["watched"],
+        flops=_flops(config, causal, feed, place),
+    )
     try:
-        progress = _loop(engine, feed, config, length, plan, start, place, metrics, save)
+        progress, stopped = loop.run(start)
     except NonFiniteLossError as error:
         return Outcome(error=error)
+    if stopped:
+        return Outcome(stopped=True, updates=progress.update)
 
-    masters = checkpoint.masters(engine, keep=place.rank == 0)
-    if place.rank != 0:
+    masters = engine.masters(keep=leads)
+    if not leads:
         return Outcome()
     import torch
 
@@ -141,150 +159,83 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
         folder=folder,
         dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[config.export_dtype or config.precision],
         probe=torch.from_numpy(feed.rows(np.zeros(1, np.int64)).input_ids[:, :PROBE_TOKENS].astype(np.int64)),
+        card=Card(
+            config=config,
+            manifest=feed.manifest,
+            origin=came_from,
+            progress=progress,
+            rules=[asdict(row) for row in optimizer.table(choices, config.optimizer)],
+            optimizer=kind,
+            workers=place.world_size,
+            total_parameters=total_parameters,
+            trainable_parameters=trainable_parameters,
+        ),
     )
     logger.info("%s: exported to %s", config.name, exported)
-    assert progress.loss is not None, "the last update is always logged"
     return Outcome(
         export=exported,
         updates=progress.update,
+        skipped=progress.skipped,
         rows=progress.position,
         tokens=progress.tokens,
         seconds=progress.seconds,
-        final_loss=progress.loss,
-        trainable_parameters=sum(choice.trainable for choice in choices),
+        final_loss=math.nan if progress.loss is None else progress.loss,
+        dev_loss=progress.dev_loss,
+        trainable_parameters=trainable_parameters,
         total_parameters=total_parameters,
         optimizer=kind,
     )
 
 
-def _loop(
-    engine: DeepSpeedEngine,
-    feed: Feed,
-    config: StageConfig,
-    length: Extent,
-    plan: list[Group],
-    start: Progress,
-    place: Place,
-    metrics: MetricsLog | None,
-    save: Callable[[Progress], None],
-) -> Progress:
-    """Update after update; returns the progress at the end.
-
-    The loss of an update is the sum over its targets divided by their number over all workers and accumulation steps.
-    DeepSpeed divides gradients by the accumulation steps and averages them over workers; both are undone here.
-    """
+def _flops(config: StageConfig, model: torch.nn.Module, feed: Feed, place: Place) -> dict[str, float]:
+    """What a window needs for the model FLOPs utilisation; nothing where the device's peak is not known."""
     import torch
 
-    from polysome.training.batch import flatten
+    from polysome.training.devices import find
+    from polysome.training.flops import flops_per_token
 
-    undo_averaging = place.world_size * config.gradient_accumulation_steps
-    progress = start
-    window = _Window(place.device)
-    while progress.update < length.updates:
-        began = time.perf_counter()
-        stop = min(progress.position + config.rows_per_update, length.rows)
-        positions = np.arange(progress.position, stop)
-        tokens, targets = (int(counts.sum()) for counts in feed.counts(positions))
-        waited = time.perf_counter() - began
-        rates = {
-            group.role: float(actual["lr"]) for group, actual in zip(plan, engine.optimizer.param_groups, strict=True)
-        }
-
-        for accumulation in range(config.gradient_accumulation_steps):
-            reading = time.perf_counter()
-            first = (accumulation * place.world_size + place.rank) * config.micro_batch_size
-            batch = flatten(feed.rows(positions[first : first + config.micro_batch_size])).to(place.device)
-            waited += time.perf_counter() - reading
-            loss_sum = engine(batch)
-            engine.backward(loss_sum * (undo_averaging / max(targets, 1)))
-            window.loss_sum += loss_sum.detach()
-            engine.step()
-
-        gradient_norm = float(engine.get_global_grad_norm())
-        # DeepSpeed reports a norm that is not finite as -1 or as infinity; all workers see the same value.
-        if not math.isfinite(gradient_norm) or gradient_norm < 0:
-            raise NonFiniteLossError(
-                f"the gradient of update {progress.update + 1} is not finite",
-                where=f"packed rows at positions {positions[0]} to {positions[-1]}",
-                fix="lower optimizer.learning_rate or optimizer.lora_plus_ratio, or set precision: fp32; training goes "
-                "on from the newest checkpoint when it is started again with the same configuration",
-            )
-        seconds = time.perf_counter() - began
-        progress = replace(
-            progress,
-            update=progress.update + 1,
-            position=stop,
-            tokens=progress.tokens + tokens,
-            seconds=progress.seconds + seconds,
-        )
-        window.add(tokens, targets, seconds, waited)
-
-        last = progress.update == length.updates
-        if last or progress.update % config.log_every_updates == 0:
-            torch.distributed.all_reduce(window.loss_sum)
-            loss = window.loss_sum.item() / max(window.targets, 1)
-            progress = replace(progress, loss=loss)
-            if metrics is not None:
-                row: dict[str, Any] = {
-                    "update": progress.update,
-                    "updates": length.updates,
-                    "epoch": progress.position / feed.length,
-                    "position": progress.position,
-                    "loss": loss,
-                    "grad_norm": gradient_norm,
-                    "learning_rate": rates,
-                    "tokens": progress.tokens,
-                    "tokens_per_second": window.tokens / window.seconds,
-                    "data_wait_share": window.waited / window.seconds,
-                    "eta_seconds": window.seconds / window.updates * (length.updates - progress.update),
-                    "time": time.time(),
-                }
-                metrics.write(row)
-                logger.info(
-                    "%s %d/%d  loss %.4f  grad %.3g  lr %.3g  %.0f tokens/s  wait %.0f %%  left %.0f s",
-                    config.name,
-                    progress.update,
-                    length.updates,
-                    loss,
-                    gradient_norm,
-                    max(rates.values()),
-                    row["tokens_per_second"],
-                    100 * row["data_wait_share"],
-                    row["eta_seconds"],
-                )
-            window = _Window(place.device)
-        if last or progress.update % config.checkpoint.every_updates == 0:
-            save(progress)
-    return progress
+    device = find(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
+    peak = config.peak_tflops or (device.peak_tflops(config.precision) if device else None)
+    if peak is None:
+        return {}
+    share = feed.manifest.targets / feed.manifest.tokens
+    per_token = flops_per_token(model, document_length=feed.attended_length, target_share=share)
+    return {"flops_per_token": per_token.model, "peak_tflops": peak}
 
 
-class _Window:
-    """Sums since the last logged row; `loss_sum` is this worker's own until it is reduced."""
+def _objective(config: StageConfig, arguments: dict[str, Any], tokenizer_folder: str) -> Objective:
+    """The cross-entropy by source, and the number loss where the stage asks for it."""
+    from polysome.training.batch import Objective
 
-    def __init__(self, device: torch.device) -> None:
-        import torch
+    if config.number_loss is None:
+        return Objective(sources=len(arguments["sources"]))
+    import torch
+    from transformers import AutoTokenizer
 
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.updates = self.tokens = self.targets = 0
-        self.seconds = self.waited = 0.0
+    from polysome.training.numbers import number_token_loss, number_tokens
 
-    def add(self, tokens: int, targets: int, seconds: float, waited: float) -> None:
-        self.updates += 1
-        self.tokens += tokens
-        self.targets += targets
-        self.seconds += seconds
-        self.waited += waited
+    numbers = number_tokens(AutoTokenizer.from_pretrained(tokenizer_folder))
+    return Objective(
+        sources=len(arguments["sources"]),
+        number_loss=lambda logits, targets, weights: number_token_loss(
+            logits, targets, numbers.to(logits.device), weights
+        ),
+        number_weights=config.number_loss.weight * torch.tensor(arguments["numeric"], dtype=torch.float32),
+    )
 
 
 def _prepare_process(config: StageConfig) -> Place:
     """Environment, logging and threads of this worker; nothing of DeepSpeed is imported before."""
     native.prepare_environment()
-    if not config.workers.gpus_per_worker:
+    on_cpu = not config.workers.gpus_per_worker or config.workers.device == "cpu"
+    if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import ray.train
     import ray.train.torch
     import torch
+
+    from polysome.training.engine import Place
 
     context = ray.train.get_context()
     torch.set_num_threads(config.workers.cpus_per_worker)
@@ -298,64 +249,5 @@ def _prepare_process(config: StageConfig) -> Place:
 
     disable_progress_bar()
     root.setLevel(logging.INFO if context.get_world_rank() == 0 else logging.WARNING)
-    return Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-
-
-def _initialize(
-    model: PackedLanguageModel,
-    config: StageConfig,
-    length: Extent,
-    plan: list[Group],
-    kind: ChosenOptimizer,
-    place: Place,
-) -> DeepSpeedEngine:
-    import deepspeed
-    import torch
-
-    from polysome.training import checkpoint, optimizer
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    native.skip_shared_memory_operation()
-    trainable = {name: value for name, value in model.causal.named_parameters() if value.requires_grad}
-    exact = {name: value.detach().clone() for name, value in trainable.items()} if config.precision == "bf16" else {}
-    buffers = {name: value.clone() for name, value in model.named_buffers() if value.is_floating_point()}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer.build(model.causal, plan, config.optimizer, kind),
-        lr_scheduler=lambda inner: torch.optim.lr_scheduler.LambdaLR(
-            inner, rate_factor(config.schedule, length.updates)
-        ),
-        config=deepspeed_configuration(config, sum(value.numel() for value in trainable.values())),
-    )
-    optimizer.check_ratios(engine.optimizer, plan)
-    for name, value in buffers.items():
-        # DeepSpeed casts buffers along with the weights, and rotary frequencies in bf16 turn distant positions wrong.
-        owner, _, buffer = name.rpartition(".")
-        setattr(model.get_submodule(owner), buffer, value.to(place.device))
-    if exact:
-        checkpoint.set_masters(engine, exact)
-    return engine
-
-
-def deepspeed_configuration(config: StageConfig, trainable_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a stage; the optimizer and the scheduler are given to it as objects."""
-    zero: dict[str, Any] = {
-        "stage": config.zero,
-        # DeepSpeed allocates a buffer of this many elements, whatever the model's size.
-        "reduce_bucket_size": min(500_000_000, max(trainable_parameters, 1_000_000)),
-    }
-    if config.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.workers.gpus_per_worker > 0}
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "gradient_clipping": config.optimizer.clip,
-        "bf16": {"enabled": config.precision == "bf16"},
-        # bf16 accumulation loses 0.8 % of the gradient over 64 steps.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 62,
-    }
+    device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
+    return Place(context.get_world_rank(), context.get_world_size(), device)

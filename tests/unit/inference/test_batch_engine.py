@@ -12,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from polysome.config import ConfigurationError, DataError
-from polysome.inference.batch import BatchEngine, _sample
+from polysome.inference.batch import BatchEngine, _sample, asking
 from polysome.inference.folder import model_fingerprint
+from polysome.models.attention import ATTENTION, pack
+from polysome.models.backbone import ModelSource, build_model
 from polysome.models.tokenizer import build_per_base_tokenizer
+from polysome.models.trainability import Rule, apply, merge
 
 CONTEXT = 96
 
@@ -158,3 +161,49 @@ def test_the_fingerprint_follows_content_and_not_place(model_folder: Path, tmp_p
     settings["chat_template"] += " "
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
     assert model_fingerprint(str(copy)) != model_fingerprint(str(model_folder))
+
+
+def test_a_model_that_trains_answers_as_its_export_will(model_folder: Path, tmp_path: Path) -> None:
+    """LoRA layers with dropout, packed attention, no cache, train mode: as the trainer holds a model."""
+    rules = [
+        Rule(match="self_attn", mode="lora", rank=4, alpha=16, dropout=0.5),
+        Rule(match="embed|norm", mode="full"),
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = build_model(ModelSource(path=str(model_folder)), str(model_folder), seed=1)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(30, 60)]
+    apply(model, rules, seed=1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    model.model.norm.eval()
+
+    with asking(model):
+        ours = BatchEngine.of(model, tokenizer, max_batch_tokens=400).generate(conversations(24), max_new_tokens=20)
+    assert model.config._attn_implementation == ATTENTION
+    assert model.training
+    assert not model.model.norm.training
+    inputs = torch.tensor([[5, 6, 7]])
+    loss = model(input_ids=inputs, position_ids=torch.arange(3)[None], use_cache=False, packing=pack([3])).logits.sum()
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+
+    merge(model)
+    model.save_pretrained(tmp_path)
+    for file in model_folder.glob("token*"):
+        shutil.copy(file, tmp_path)
+    theirs = BatchEngine(str(tmp_path)).generate(conversations(24), max_new_tokens=20)
+    assert ours == theirs
+    assert theirs != BatchEngine(str(model_folder)).generate(conversations(24), max_new_tokens=20)
+    assert {generation.finish_reason for generation in ours} == {"stop", "length"}
+
+
+def test_what_was_set_for_asking_is_undone_after_an_error(model_folder: Path) -> None:
+    model = build_model(ModelSource(path=str(model_folder)), str(model_folder), seed=1).train()
+    with pytest.raises(ZeroDivisionError), asking(model):
+        1 / 0  # noqa: B018
+    assert model.training
+    assert model.config._attn_implementation == ATTENTION

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polysome.training import checkpoint
+from polysome.training.engine import fresh_state
 
 
 def folders(root: Path, committed: list[int], uncommitted: list[int]) -> None:
@@ -27,6 +28,6 @@ def test_restored_state_lies_on_the_parameters_device(fused: bool) -> None:
     # The meta device stands in for a GPU.
     flat = torch.nn.Parameter(torch.zeros(3, device="meta"))
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=fused)
-    state = checkpoint.fresh_state(optimizer, flat, steps=7)
+    state = fresh_state(optimizer, flat, steps=7)
     assert {value.device.type for value in state.values()} == {"meta"}
-    assert checkpoint.fresh_state(torch.optim.SGD([flat]), flat, steps=7)["step"] == 7
+    assert fresh_state(torch.optim.SGD([flat]), flat, steps=7)["step"] == 7

@@ -6,7 +6,7 @@ import pytest
 
 from polysome.config import ConfigurationError
 from polysome.training.config import Schedule, StageConfig
-from polysome.training.schedule import Extent, extent, rate_factor
+from polysome.training.schedule import Extent, extent, learns, rate_factor
 
 
 def stage(**changes) -> StageConfig:
@@ -42,6 +42,17 @@ def test_factor_holds_rises_and_falls_to_the_floor() -> None:
     assert all(a > b for a, b in pairwise(values[15:]))
     assert values[15 + 85 // 2] == pytest.approx(0.55, abs=0.02)
     assert values[100] == pytest.approx(0.1)
+
+
+def test_embeddings_learn_alone_before_the_rest_of_the_schedule() -> None:
+    schedule = Schedule(embedding_warmup_steps=7, warmup_fraction=0.1, prewarmup_steps=5)
+    factor, plain = rate_factor(schedule, 107), rate_factor(Schedule(warmup_fraction=0.11, prewarmup_steps=5), 100)
+    assert [factor(done) for done in range(7)] == [1.0] * 7
+    assert [factor(done) for done in range(7, 107)] == [plain(done) for done in range(100)]
+    assert [learns(schedule, "embedding", done) for done in (0, 6, 7)] == [True, True, True]
+    assert [learns(schedule, "lora_b", done) for done in (0, 6, 7)] == [False, False, True]
+    with pytest.raises(ConfigurationError, match="warm-up takes 9 of the stage's 9 updates"):
+        extent(stage(max_updates=9, schedule={"embedding_warmup_steps": 9}), 10_000)
 
 
 def test_warm_up_longer_than_the_stage_is_refused() -> None:

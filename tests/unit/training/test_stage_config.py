@@ -33,6 +33,11 @@ def test_fingerprint_ignores_where_and_how_often_but_not_what() -> None:
         ({"trainability": [{"match": "(", "mode": "full"}]}, "not a regular expression"),
         ({"trainability": [{"match": ".", "mode": "lora"}]}, "needs rank and alpha"),
         ({"zero": 3}, "zero"),
+        ({"zero": 0, "offload": True}, "needs zero: 2"),
+        ({"checkpoint": {"keep_best": 1}}, "needs dev.data"),
+        ({"checkpoint": {"keep_best": 1}, "dev": {"tasks": ["t"], "every_updates": 1}}, "needs dev.data"),
+        ({"dev": {"every_updates": 1}}, "data .a prepared folder., tasks, or both"),
+        ({"workers": {"count": [3, 2]}}, "the larger first"),
         ({"optimizer": {"learning_rate": 1e-3, "lora_plus": 4}}, "lora_plus_ratio"),
     ],
 )
