@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from polysome.cli import datasets, tokens
+from polysome.cli import datasets, plan, tokens
 from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(tokens.app, name="tokens")
+app.command("plan")(plan.plan)
 
 RunsOption = Annotated[
     str, typer.Option("--runs", envvar="POLYSOME_RUNS", help="Folder or URL (any fsspec) that holds the runs.")

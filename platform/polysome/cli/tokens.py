@@ -1,4 +1,4 @@
-"""`polysome tokens`: what a tokenizer makes of sequences."""
+"""`polysome tokens`: what a tokenizer makes of sequences, and tokenizers made for them."""
 
 from typing import Annotated
 
@@ -64,6 +64,25 @@ def build(
         print_json({"folder": folder, "datasets": names, "kmer": kmer})
         return
     console().print(f"a vocabulary of {len(names)} data sets is in {folder}", markup=False, soft_wrap=True)
+    next_step(f"polysome tokens audit {folder}")
+
+
+@app.command("extend")
+def extend(
+    base: Annotated[str, typer.Argument(help="Hugging Face tokenizer with a chat template; folder, URL or hub id.")],
+    folder: Annotated[str, typer.Argument(help="Local folder to write; it may not exist yet.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Add a token for every base and amino acid to a model's tokenizer; a stage then gives the model rows for them."""
+    from polysome.data.tokenizer_files import hub_tokenizer, tokenizer_fingerprint
+    from polysome.models.vocabulary import extend_tokenizer
+
+    local = hub_tokenizer(base)
+    added = extend_tokenizer(local, folder, fingerprint=tokenizer_fingerprint(local))
+    if as_json:
+        print_json({"folder": folder, "base": base, "added": list(added)})
+        return
+    console().print(f"{base} with {len(added)} added tokens is in {folder}", markup=False, soft_wrap=True)
     next_step(f"polysome tokens audit {folder}")
 
 
