@@ -1,4 +1,4 @@
-"""Made examples for any declared task or corpus, and small tokenizers of both kinds."""
+"""Made examples for any declared task or corpus, and small tokenizers of all kinds."""
 
 import json
 import random
@@ -9,6 +9,8 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from polysome.data.schema import EXAMPLES
+from polysome.data.tokenizer_files import tokenizer_fingerprint
+from polysome.models.vocabulary import extend_tokenizer
 from polysome.specs import Dataset
 
 ALPHABETS = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
@@ -98,3 +100,10 @@ def write_bpe_tokenizer(folder: Path, texts: list[str], *, size: int = 600) -> N
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def write_extended_tokenizer(folder: Path, texts: list[str]) -> Path:
+    """Such a tokenizer in `<folder>/base`, and in `<folder>/extended` the same with tokens of letters; the latter."""
+    write_bpe_tokenizer(folder / "base", texts)
+    extend_tokenizer(folder / "base", folder / "extended", fingerprint=tokenizer_fingerprint(folder / "base"))
+    return folder / "extended"

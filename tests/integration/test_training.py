@@ -1,25 +1,33 @@
 """Stages on real Ray Train and real DeepSpeed ZeRO-2 with two CPU workers."""
 
+import contextlib
 import json
-import signal
+import random
+import shutil
+import struct
 import threading
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
+from plain_loop import plain_curve, separate_loss
 from prepared import write_prepared
+from safetensors.torch import load_file
 
 from polysome.config import ConfigurationError, DataError, ResourceError
-from polysome.data.feed import Rows, open_feed
+from polysome.data.feed import open_feed
 from polysome.data.manifest import read_manifest, write_manifest
 from polysome.models import trainability
-from polysome.models.backbone import ModelSource, build_model
 from polysome.training import launch, native
-from polysome.training.config import StageConfig
+from polysome.training.config import Dev, StageConfig, Workers
 from polysome.training.launch import StageResult, train_stage
+from polysome.training.trackers import numbers_of
 
 pytestmark = pytest.mark.ray
 
@@ -84,67 +92,11 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def documents(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    found = []
-    for row in range(len(rows)):
-        for segment in range(1, rows.segment_ids[row].max() + 1):
-            part = rows.segment_ids[row] == segment
-            found.append(
-                tuple(torch.from_numpy(values[row][part].astype(np.int64)) for values in (rows.input_ids, rows.labels))
-            )
-    return found
-
-
-def separate_loss(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-    """Mean cross-entropy over all targets, one document at a time."""
-    losses = [
-        torch.nn.functional.cross_entropy(
-            model(input_ids=input_ids[None], use_cache=False).logits[0, :-1].float(), labels[1:], reduction="sum"
-        )
-        for input_ids, labels in documents(rows)
-    ]
-    return torch.stack(losses).sum() / int(rows.targets.sum())
-
-
-def plain_curve(config: StageConfig, data: Path, updates: int, cache: Path) -> list[dict[str, float]]:
-    """The same stage as one process, torch's plain AdamW, unpacked documents and no DeepSpeed."""
-    model = build_model(ModelSource(config=LLAMA), str(data / "tokenizer"), seed=config.seed)
-    trainability.apply(model, config.trainability, seed=config.seed)
-    model.set_attn_implementation("sdpa")
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            key = (1e-2 * (4 if "lora_B" in name else 1), 0.0 if value.ndim == 1 else 0.01)
-            groups.setdefault(key, []).append(value)
-    optimizer = torch.optim.AdamW(
-        [{"params": values, "lr": rate, "weight_decay": decay} for (rate, decay), values in groups.items()], eps=1e-8
-    )
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    feed = open_feed(str(data), seed=config.seed, cache=str(cache))
-    warmup, curve = round(0.1 * updates), []
-    for update in range(updates):
-        if update < 2:
-            factor = 0.05
-        elif update < 2 + warmup:
-            factor = 0.05 + 0.95 * (update - 1) / (warmup + 1)
-        else:
-            factor = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (update - 2 - warmup) / (updates - 2 - warmup)))
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        loss = separate_loss(model, feed.rows(np.arange(8 * update, min(8 * update + 8, 385))))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([value for values in groups.values() for value in values], 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.append({"loss": loss.item(), "grad_norm": norm.item()})
-    return curve
-
-
 def test_curve_equals_a_plain_single_process_loop(first, config: StageConfig, data: Path, tmp_path: Path) -> None:
     result, folder = first
     rows = rows_of(folder)
     assert (result.updates, result.rows, len(rows)) == (49, 385, 49)
-    expected = plain_curve(config, data, 49, tmp_path)
+    expected = plain_curve(config, 385, 49, tmp_path)
     assert max(abs(row["loss"] - plain["loss"]) for row, plain in zip(rows, expected, strict=True)) < 1e-5
     for row, plain in zip(rows, expected, strict=True):
         assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
@@ -154,56 +106,143 @@ def test_curve_equals_a_plain_single_process_loop(first, config: StageConfig, da
     assert result.tokens == rows[-1]["tokens"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["update-00000048", "update-00000049"]
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "export", "metrics.jsonl", "result.json", "trainability.json",
+        "adapter", "checkpoints", "export", "metrics.jsonl", "result.json", "trainability.json",
     }  # fmt: skip
 
 
 def test_next_stage_starts_where_the_export_stands(first, config: StageConfig, data: Path, tmp_path: Path) -> None:
+    """Stage 2, which also measures on dev data, keeps its best checkpoint and shows its rows elsewhere."""
     from transformers import AutoModelForCausalLM
 
     result, _ = first
-    second = config.model_copy(
-        update={
+    folder = tmp_path / "second"
+    dev_data = write_prepared(tmp_path / "dev", rows=10, max_length=64, seed=1, fingerprint="dev-1")
+    second = StageConfig.model_validate(
+        {
+            **config.model_dump(),
             "name": "second",
-            "model": ModelSource(path=result.export),
-            "precision": "bf16",
+            "model": {"path": result.export},
             "offload": True,
             "epochs": None,
             "max_updates": 6,
-            "schedule": config.schedule.model_copy(update={"prewarmup_steps": 0}),
+            "schedule": {"warmup_fraction": 0.1},
+            "checkpoint": {"every_updates": 2, "keep": 1, "keep_best": 1},
+            "dev": {"data": str(dev_data), "tasks": ["asked"], "every_updates": 2},
+            "trackers": ["tensorboard", "prometheus"],
         }
     )
-    chained = train_stage(second, str(tmp_path / "second"))
+    with Gauges("ray_polysome_training_loss") as gauges:
+        chained = train_stage(second, str(folder), questions=questions())
+    rows = rows_of(folder)
     model = AutoModelForCausalLM.from_pretrained(result.export)
     feed = open_feed(str(data), seed=config.seed, cache=str(tmp_path / "rows"))
     with torch.no_grad():
         expected = separate_loss(model, feed.rows(np.arange(8))).item()
-    assert rows_of(tmp_path / "second")[0]["loss"] == pytest.approx(expected, abs=5e-3)
-    assert AutoModelForCausalLM.from_pretrained(chained.export).dtype == torch.bfloat16
+    assert rows[0]["loss"] == pytest.approx(expected, abs=1e-6)
     assert chained.optimizer == ("adamw" if native.obstacle() else "deepspeed_cpu_adam")
 
+    # The last measure on the dev data is what the exported model is worth there.
+    measured = {row["update"]: row["dev"] for row in rows if "dev" in row}
+    assert list(measured) == [2, 4, 6]
+    dev_feed = open_feed(str(dev_data), seed=config.seed, cache=str(tmp_path / "rows"))
+    with torch.no_grad():
+        exported = separate_loss(AutoModelForCausalLM.from_pretrained(chained.export), dev_feed.rows(np.arange(10)))
+    assert measured[6]["loss"] == chained.dev_loss == pytest.approx(exported.item(), abs=1e-5)
+    assert measured[6]["by_source"]["toy"]["loss"] == measured[6]["loss"]
+    assert measured[6]["tasks"] == {"asked": {"metric": "share", "value": 1.0}}
+    best = min(measured, key=lambda update: measured[update]["loss"])
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {f"update-{update:08d}" for update in (best, 6)}
 
-def test_kills_cost_only_the_updates_since_the_last_checkpoint(first, config: StageConfig, tmp_path: Path) -> None:
-    """The first kill is mended by Ray Train, the second ends the job, and one worker finishes what two began."""
-    _, uninterrupted = first
-    folder = tmp_path / "killed"
-    killer = Killer(folder / "metrics.jsonl", updates=[12, 30])
-    with killer, pytest.raises(RuntimeError, match="max_failures"):
-        train_stage(config, str(folder))
-    assert killer.kills == 2
-    assert not (folder / "export").exists()
-    alone = config.model_copy(
-        update={
-            "workers": config.workers.model_copy(update={"count": 1}),
-            "gradient_accumulation_steps": 4,
-        }
+    shown = {(path, step): value for path, step, value in scalars(folder / "tensorboard")}
+    for row in rows:
+        for number in numbers_of(row):
+            assert shown[number.path, row["update"]] == pytest.approx(number.value, rel=1e-6)
+    assert gauges.seen
+
+
+def questions() -> Any:
+    """Questions that every worker asks its share of; made here, so that they are pickled whole."""
+
+    class Questions:
+        def ask(self, engine: Any, rank: int, world_size: int) -> list[int]:
+            mine = list(range(4))[rank::world_size]
+            asked = [[{"role": "user", "content": "ACGT" * (1 + number)}] for number in mine]
+            assert len(engine.generate(asked, max_new_tokens=2)) == len(mine)
+            return mine
+
+        def measure(self, parts: Any) -> dict[str, dict[str, Any]]:
+            together = sorted(number for part in parts for number in part)
+            return {"asked": {"metric": "share", "value": float(together == [0, 1, 2, 3] and len(parts) == 2)}}
+
+    return Questions()
+
+
+def scalars(folder: Path) -> list[tuple[str, int, float]]:
+    """What stands in the event files of TensorBoard: records of length, checksum, event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in folder.iterdir():
+        content, place = file.read_bytes(), 0
+        while place < len(content):
+            (size,) = struct.unpack_from("<Q", content, place)
+            event = Event.FromString(content[place + 12 : place + 12 + size])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            place += size + 16
+    return found
+
+
+SAME = ("update", "position", "rows_crc32", "loss", "by_source", "grad_norm", "learning_rate", "tokens", "skipped")
+"""Of a row, what does not hang on when it was computed."""
+
+
+@pytest.fixture(scope="module")
+def killed(first, config: StageConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `first` once more, with a checkpoint after every update, killed twice."""
+    folder = tmp_path_factory.mktemp("killed")
+    often = config.model_copy(
+        update={"checkpoint": config.checkpoint.model_copy(update={"every_updates": 1, "keep": 60}), "max_failures": 2}
     )
-    result = train_stage(alone, str(folder))
-    assert result.updates == 49
-    resumed, expected = rows_of(folder), rows_of(uninterrupted)
-    assert [row["update"] for row in resumed] == [row["update"] for row in expected]
-    assert [row["position"] for row in resumed] == [row["position"] for row in expected]
-    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(resumed, expected, strict=True)) < 1e-5
+    with pytest.MonkeyPatch.context() as patch, Killer(folder, seed=1) as killer:
+        patch.setenv("POLYSOME_CACHE", str(folder / "cache"))
+        train_stage(often, str(folder))
+    assert killer.kills == 2
+    assert killer.uncommitted, "the second kill met no checkpoint that was being written"
+    return folder
+
+
+def test_killed_at_any_instant_it_ends_as_if_nothing_had_been(first, killed: Path) -> None:
+    """One worker at some instant, then both while a checkpoint is written: equal rows and weights, bit for bit."""
+    _, uninterrupted = first
+    rows, expected = rows_of(killed), rows_of(uninterrupted)
+    assert [[row[key] for key in SAME] for row in rows] == [[row[key] for key in SAME] for row in expected]
+    assert all((path / "COMMITTED").exists() for path in (killed / "checkpoints").iterdir())
+    weights, wanted = (load_file(folder / "export" / "model.safetensors") for folder in (killed, uninterrupted))
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in weights.items())
+
+
+def test_another_number_of_workers_goes_on_alike(first, killed: Path, config: StageConfig, tmp_path: Path) -> None:
+    """One worker where two stood at update 16, and one or two, which are two, where that one stood at update 32."""
+    _, uninterrupted = first
+    expected = rows_of(uninterrupted)
+    changes = {"checkpoint": config.checkpoint.model_copy(update={"every_updates": 16, "keep": 4})}
+    alone = config.model_copy(
+        update={**changes, "workers": Workers(count=1), "gradient_accumulation_steps": 4, "name": "alone"}
+    )
+    either = config.model_copy(update={**changes, "workers": Workers(count=(1, 2)), "name": "either"})
+    before = killed
+    for stage, update in ((alone, 16), (either, 32)):
+        folder, newest = tmp_path / stage.name, f"checkpoints/update-{update:08d}"
+        shutil.copytree(before / newest, folder / newest)
+        assert train_stage(stage, str(folder)).updates == 49
+        rows = rows_of(folder)
+        assert [row["update"] for row in rows] == list(range(update + 1, 50))
+        for row, wanted in zip(rows, expected[update:], strict=True):
+            assert [row[key] for key in SAME[:3]] == [wanted[key] for key in SAME[:3]]
+            assert row["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
+        before = folder
 
 
 def test_wrong_stages_are_refused_before_a_worker_starts(
@@ -224,9 +263,12 @@ def test_wrong_stages_are_refused_before_a_worker_starts(
         train_stage(config, str(folder))
     write_manifest(str(data), manifest)
     (tmp_path / "result.json").rename(folder / "result.json")
-    crowd = config.model_copy(update={"workers": config.workers.model_copy(update={"count": 64})})
-    with pytest.raises(ResourceError, match="64 CPUs"):
-        train_stage(crowd, str(tmp_path / "crowd"))
+    for workers, said in ((Workers(count=64), "64 CPUs"), (Workers(count=2, gpus_per_worker=1), "2 GPUs")):
+        with pytest.raises(ResourceError, match=said):
+            train_stage(config.model_copy(update={"workers": workers}), str(tmp_path / "crowd"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot write below"):
+        train_stage(config, str(tmp_path / "file" / "run"))
     rules = [trainability.Rule(match="nothing_like_it", mode="full")]
     with pytest.raises(ConfigurationError, match="matches no module"):
         train_stage(config.model_copy(update={"trainability": rules}), str(tmp_path / "rules"))
@@ -235,39 +277,96 @@ def test_wrong_stages_are_refused_before_a_worker_starts(
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": "another"}))
     with pytest.raises(DataError, match="tokenizer"):
         train_stage(config.model_copy(update={"data": str(other)}), str(tmp_path / "tokenizer"))
+    manifest = read_manifest(str(other))
+    write_manifest(str(other), manifest.model_copy(update={"tokenizer_fingerprint": "another"}))
+    measured = config.model_copy(update={"dev": Dev(data=str(other), every_updates=1)})
+    with pytest.raises(DataError, match="dev data was tokenized with tokenizer another"):
+        train_stage(measured, str(tmp_path / "dev"))
+    asked = config.model_copy(update={"dev": Dev(tasks=["planted_promoter"], every_updates=1)})
+    with pytest.raises(ConfigurationError, match="the dev tasks have no questions"):
+        train_stage(asked, str(tmp_path / "dev"))
+    mute = write_prepared(tmp_path / "mute", rows=8)
+    write_manifest(str(mute), read_manifest(str(mute)).model_copy(update={"targets": 0}))
+    with pytest.raises(DataError, match="nothing to train on: 8 rows with 0 targets"):
+        train_stage(config.model_copy(update={"data": str(mute)}), str(tmp_path / "targets"))
+
+
+class Gauges:
+    """Looks whether a gauge shows on the metrics endpoint of this process's Ray, while the block runs."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self.seen = name, False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "Gauges":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        (node,) = ray.nodes()
+        url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+        while not self.seen and not self._ended.wait(0.2):
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
+                self.seen = self._name in reply.read().decode()
 
 
 class Killer:
-    """Kills one training worker of this process's Ray each time the metrics reach the next of `updates`."""
+    """Kills training workers of this process's Ray twice: one of them at some instant after update 10, and all of them
+    while a checkpoint is being written after update 25."""
 
-    def __init__(self, metrics: Path, updates: list[int]) -> None:
-        self.metrics, self.updates, self.kills = metrics, updates, 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self._folder, self._random = folder, random.Random(seed)
+        self.kills, self.uncommitted = 0, ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._kill, daemon=True)
 
     def __enter__(self) -> "Killer":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._ended.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        for update in self.updates:
-            while not self._reached(update):
-                if self._stop.wait(0.01):
-                    return
-            workers = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(process.cmdline())
-            ]
-            workers[-1].send_signal(signal.SIGKILL)
-            self.kills += 1
+    def _kill(self) -> None:
+        self._wait_for(10)
+        workers = self._workers()
+        self._ended.wait(self._random.uniform(0, 0.2))
+        self._random.choice(workers).kill()
+        self.kills = 1
+        self._wait_for(25)
+        workers = self._workers()
+        while not self._ended.is_set():
+            if not self._being_written():
+                continue
+            # Held still, they cannot commit it before they are killed.
+            for worker in workers:
+                worker.suspend()
+            time.sleep(0.02)
+            if self._being_written():
+                break
+            for worker in workers:
+                worker.resume()
+        for worker in workers:
+            worker.kill()
+        psutil.wait_procs(workers)
+        self.kills, self.uncommitted = 2, self._being_written()
 
-    def _reached(self, update: int) -> bool:
-        if not self.metrics.exists():
-            return False
-        lines = self.metrics.read_text().splitlines()
-        return bool(lines) and f'"update": {update},' in "".join(lines)
+    def _wait_for(self, update: int) -> None:
+        metrics = self._folder / "metrics.jsonl"
+        while not self._ended.wait(0.01):
+            if metrics.exists() and f'"update": {update},' in metrics.read_text():
+                return
+
+    def _workers(self) -> list[psutil.Process]:
+        below = psutil.Process().children(recursive=True)
+        return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+
+    def _being_written(self) -> str:
+        newest = max((self._folder / "checkpoints").iterdir())
+        return "" if (newest / "COMMITTED").exists() else newest.name

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer, models
 
+from polysome.data.frame import UNSPELLED
 from polysome.data.molecule_table import LETTERS, MoleculeTable, agrees, characters, parted_by_tags
 
 _MOST_TOKENS, _MOST_NODES = 8192, 1 << 16
@@ -36,15 +37,15 @@ class BytePairTokenizer(MoleculeTable):
 
     def __init__(self, tokenizer: Tokenizer, merges: "_Merges", words: "_Words", *, shortest: int) -> None:
         """See `of`; molecules of fewer letters than `shortest` are left to the tokenizer."""
-        super().__init__(tokenizer, kmer=1)
+        super().__init__(tokenizer, UNSPELLED)
         self._merges, self._words, self._shortest = merges, words, shortest
         # Two bits a pair. Which ones are compatible is found when they first meet; most never do.
         self._pairs = np.zeros((len(words.ids), len(words.ids) // 4 + 1), np.uint8)
 
     @classmethod
-    def of(cls, tokenizer_json: str, kmer: int) -> "BytePairTokenizer | None":
+    def of(cls, tokenizer_json: str) -> "BytePairTokenizer | None":
         """The tables of a tokenizer, verified on it; None for one that is not of this kind."""
-        return _recognised(tokenizer_json) if kmer == 1 else None
+        return _recognised(tokenizer_json)
 
     def locate(
         self, values: pa.StringArray, types: npt.NDArray[np.int8]

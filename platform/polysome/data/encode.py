@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from polysome.config import DataError
-from polysome.data.frame import ChatFrame, TagStyle, sequence_kmer, spell, spell_sequence, tags_around
+from polysome.data.frame import ChatFrame, Spelling, TagStyle, sequence_spelling, spell, spell_sequence, tags_around
 from polysome.data.lookup import LookupTokenizer
 from polysome.data.molecule_table import TYPES, MoleculeTable, encode_texts
 from polysome.data.ragged import Ragged
@@ -32,7 +32,7 @@ class Rendering:
 
     Attributes:
         frame: the chat template taken apart; None for a corpus, which is trained on as raw text.
-        kmer: in which DNA and RNA are spelled.
+        spelling: how molecules are written between their tags.
         bos, eos: text of the tokenizer's begin and end tokens, put around a corpus document (A-92).
         prompt: system prompt; `reasoning` also asks for the worked-out answer (A-73).
         seed: of template and tag choices.
@@ -40,7 +40,7 @@ class Rendering:
     """
 
     frame: ChatFrame | None
-    kmer: int
+    spelling: Spelling
     bos: str
     eos: str
     prompt: Prompt
@@ -57,7 +57,7 @@ class Rendering:
         style = style or Style()
         return cls(
             frame=ChatFrame.of(tokenizer, prompt) if chat else None,
-            kmer=sequence_kmer(tokenizer),
+            spelling=sequence_spelling(tokenizer),
             bos=str(tokenizer.bos_token or ""),
             eos=str(tokenizer.eos_token),
             prompt=prompt,
@@ -102,9 +102,9 @@ class Encoder:
     table: MoleculeTable | None
 
     @staticmethod
-    def of(tokenizer_json: str, kmer: int) -> "Encoder":
+    def of(tokenizer_json: str, spelling: Spelling) -> "Encoder":
         """The encoder for the content of a tokenizer.json."""
-        return _encoder(tokenizer_json, kmer)
+        return _encoder(tokenizer_json, spelling)
 
     def encode(self, examples: pa.Table, spec: Dataset, rendering: Rendering) -> Encoded:
         """Documents of examples (schema EXAMPLES), however long, in their order.
@@ -118,7 +118,7 @@ class Encoder:
         layout = _Layout.of(block, examples["sequences"].combine_chunks())
         answers = encode_texts(self.tokenizer, block.answers)
         if self.table is None:
-            asked = encode_texts(self.tokenizer, prompts(block, examples, rendering.kmer))
+            asked = encode_texts(self.tokenizer, prompts(block, examples, rendering.spelling))
             source = np.concatenate([asked.values, answers.values])
             starts, lengths = asked.offsets[:-1, None], asked.lengths[:, None]
         else:
@@ -142,7 +142,7 @@ def framed(examples: pa.Table, spec: Dataset, rendering: Rendering) -> Block:
     Raises:
         ConfigurationError, DataError: the examples cannot be rendered so.
     """
-    check_style(spec, rendering.style, kmer=rendering.kmer)
+    check_style(spec, rendering.style, spelling=rendering.spelling)
     frame = rendering.frame
     if frame is None:
         molecule = spec.molecules[0].type
@@ -153,15 +153,15 @@ def framed(examples: pa.Table, spec: Dataset, rendering: Rendering) -> Block:
     block = render(examples, spec, prompt=rendering.prompt, seed=rendering.seed, style=rendering.style)
     skeletons = []
     for skeleton in block.skeletons:
-        pieces = [spell(piece, rendering.kmer) for piece in skeleton.pieces]
+        pieces = [spell(piece, rendering.spelling) for piece in skeleton.pieces]
         pieces[0], pieces[-1] = frame.before + pieces[0], pieces[-1] + frame.between
         skeletons.append(dataclasses.replace(skeleton, pieces=tuple(pieces)))
     return Block(skeletons, block.skeleton_of, [text + frame.after for text in block.answers], block.answer_of)
 
 
-def prompts(block: Block, examples: pa.Table, kmer: int) -> list[str]:
-    """The texts that stand before the answers, with DNA and RNA spelled."""
-    if kmer == 1 and len(block.skeletons) == 1 and len(block.skeletons[0].places) == 1:
+def prompts(block: Block, examples: pa.Table, spelling: Spelling) -> list[str]:
+    """The texts that stand before the answers, with molecules spelled."""
+    if spelling.plain and len(block.skeletons) == 1 and len(block.skeletons[0].places) == 1:
         # A corpus: one molecule between the same two texts, whole columns at once.
         before, after = block.skeletons[0].pieces
         sequences = examples["sequences"].combine_chunks().flatten()
@@ -170,7 +170,7 @@ def prompts(block: Block, examples: pa.Table, kmer: int) -> list[str]:
     for number, sequences in zip(block.skeleton_of.tolist(), examples["sequences"].to_pylist(), strict=True):
         skeleton = block.skeletons[number]
         for index, molecule in zip(skeleton.places, skeleton.types, strict=True):
-            sequences[index] = spell_sequence(molecule, sequences[index], kmer)
+            sequences[index] = spell_sequence(molecule, sequences[index], spelling)
         made.append(skeleton.fill(sequences))
     return made
 
@@ -254,14 +254,20 @@ class _Layout:
 
 
 @lru_cache(maxsize=8)
-def _encoder(tokenizer_json: str, kmer: int) -> Encoder:
+def plain_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, without truncation and padding."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    table: MoleculeTable | None = LookupTokenizer.of(tokenizer_json, kmer)
-    if table is None:
+    return tokenizer
+
+
+@lru_cache(maxsize=8)
+def _encoder(tokenizer_json: str, spelling: Spelling) -> Encoder:
+    table: MoleculeTable | None = LookupTokenizer.of(tokenizer_json, spelling)
+    if table is None and spelling.plain:
         # It brings numba, which the per-base vocabularies do without.
         from polysome.data.bpe import BytePairTokenizer
 
-        table = BytePairTokenizer.of(tokenizer_json, kmer)
-    return Encoder(tokenizer, table)
+        table = BytePairTokenizer.of(tokenizer_json)
+    return Encoder(plain_tokenizer(tokenizer_json), table)

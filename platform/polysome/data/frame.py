@@ -1,8 +1,11 @@
-"""The frame of a chat: messages, molecule tags, k-mer spelling, and a tokenizer's chat template taken apart."""
+"""The frame of a chat: messages, molecule tags, the spelling of molecules, a tokenizer's chat template taken apart."""
 
 import re
+import string
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from polysome.config import ConfigurationError
 from polysome.specs import Prompt, system_prompt
@@ -12,6 +15,39 @@ if TYPE_CHECKING:
 
 TagStyle = Literal["xml", "release"]
 """How a sequence is delimited (AMB-4): `<rna>…</rna>`, or `<rna>…<rna>` as in the authors' release."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How molecules are written between their tags, so that a tokenizer's tokens follow their letters.
+
+    Attributes:
+        kmer: DNA and RNA as overlapping k-mers, each after a blank; 1: not so.
+        letters: molecule types, and the letters of each that are written as tokens of their own, `<dna:A>`; any other
+            letter stays as it is.
+    """
+
+    kmer: int = 1
+    letters: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Spelling":
+        """What a tokenizer_config.json declares in `sequence_kmer` or `sequence_letters`; nothing: molecules stay."""
+        return cls(int(settings.get("sequence_kmer", 1)), tuple(sorted(settings.get("sequence_letters", {}).items())))
+
+    @property
+    def plain(self) -> bool:
+        """Whether molecules stay as they are."""
+        return self == UNSPELLED
+
+
+UNSPELLED = Spelling()
+"""Molecules stay as they are."""
+
+
+def letter_token(molecule: str, letter: str) -> str:
+    """The token of one letter of a molecule."""
+    return f"<{molecule}:{letter}>"
 
 
 def tags_around(molecule: str, tags: TagStyle = "xml") -> tuple[str, str]:
@@ -36,28 +72,43 @@ def messages(prompt: Prompt, question: str, answer: str | None = None) -> list[d
     return chat
 
 
-def spell_sequence(molecule: str, sequence: str, kmer: int) -> str:
-    """DNA or RNA as overlapping k-mers, each after a blank; a protein, a shorter sequence, or k = 1: unchanged."""
+def spell_sequence(molecule: str, sequence: str, spelling: Spelling) -> str:
+    """A molecule as it stands between its tags; in k-mers, a protein and what is shorter than k stay as they are."""
+    if spelling.letters:
+        return sequence.translate(_tokens(molecule, spelling))
+    kmer = spelling.kmer
     if kmer == 1 or molecule == "protein" or len(sequence) < kmer:
         return sequence
     return "".join(" " + sequence[start : start + kmer] for start in range(len(sequence) - kmer + 1))
 
 
-def spell(text: str, kmer: int) -> str:
-    """DNA and RNA between their tags as overlapping k-mers, each after a space; 1, or a shorter sequence: unchanged.
+def unspell_sequence(molecule: str, spelled: str, spelling: Spelling) -> str:
+    """The molecule of which `spell_sequence` makes `spelled`; any other text gives something that it does not."""
+    if spelling.letters:
+        return re.sub(letter_token(molecule, "(.)"), r"\1", spelled)
+    if spelling.kmer == 1 or molecule == "protein" or not spelled.startswith(" "):
+        return spelled
+    words = spelled.split(" ")[1:]
+    return "".join([words[0], *(word[-1:] for word in words[1:])])
+
+
+def spell(text: str, spelling: Spelling) -> str:
+    """A text whose molecules, between their tags, are spelled.
 
     Example:
-        >>> spell("<dna>ACGTA</dna>", 3)
+        >>> spell("<dna>ACGTA</dna>", Spelling(kmer=3))
         '<dna> ACG CGT GTA</dna>'
+        >>> spell("<dna>ACg</dna>", Spelling(letters=(("dna", "ACGT"),)))
+        '<dna><dna:A><dna:C>g</dna>'
     """
-    if kmer == 1:
+    if spelling.plain:
         return text
-    return _NUCLEIC.sub(lambda match: tagged_sequence(match[1], spell_sequence(match[1], match[2], kmer)), text)
+    return _TAGGED.sub(lambda match: tagged_sequence(match[1], spell_sequence(match[1], match[2], spelling)), text)
 
 
-def sequence_kmer(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The k in which the tokenizer's chat template spells sequences; 1 for any tokenizer that does not say."""
-    return int(tokenizer.init_kwargs.get("sequence_kmer", 1))
+def sequence_spelling(tokenizer: "PreTrainedTokenizerBase") -> Spelling:
+    """How the tokenizer's chat template spells molecules."""
+    return Spelling.of(tokenizer.init_kwargs)
 
 
 @dataclass(frozen=True)
@@ -71,7 +122,7 @@ class ChatFrame:
     before: str
     between: str
     after: str
-    kmer: int = 1
+    spelling: Spelling = UNSPELLED
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> "ChatFrame":
@@ -90,7 +141,7 @@ class ChatFrame:
         told = tokenizer.apply_chat_template(messages(prompt, *marks), tokenize=False)
         before, question_found, between = str(asked).partition(marks[0])
         rest, answer_found, after = str(told).partition(marks[1])
-        frame = cls(before, between, after, sequence_kmer(tokenizer))
+        frame = cls(before, between, after, sequence_spelling(tokenizer))
         if not (question_found and answer_found) or rest != before + marks[0] + between:
             raise ConfigurationError(
                 "the chat template's generation prompt is not how it begins an answer",
@@ -103,9 +154,8 @@ class ChatFrame:
                 where=where,
                 fix="end the assistant message with the tokenizer's end-of-turn token",
             )
-        sample = "is <dna>ACGTACGTAC</dna> near <rna>ACGUACGUAC</rna> or <protein>MKV</protein>?"
-        rendered = tokenizer.apply_chat_template(messages(prompt, sample), add_generation_prompt=True, tokenize=False)
-        if frame.prompt(sample) != rendered:
+        rendered = tokenizer.apply_chat_template(messages(prompt, _SAMPLE), add_generation_prompt=True, tokenize=False)
+        if frame.prompt(_SAMPLE) != rendered:
             raise ConfigurationError(
                 "the chat template rewrites the messages in a way that is not known here",
                 where=where,
@@ -115,7 +165,18 @@ class ChatFrame:
 
     def prompt(self, question: str) -> str:
         """The text that a model is asked to continue."""
-        return self.before + spell(question, self.kmer) + self.between
+        return self.before + spell(question, self.spelling) + self.between
 
 
-_NUCLEIC = re.compile(r"<(dna|rna)>([^<]*)</\1>")
+_TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
+_SAMPLE = (
+    f"is <dna>ACGTACGTAC</dna> near <rna>ACGUACGUAC</rna> or <protein>MKV</protein>, or <dna>{string.ascii_uppercase}"
+    f"acgt</dna>{string.ascii_uppercase}<protein>mk-{string.ascii_uppercase}*</protein>{string.ascii_uppercase}<rna>A"
+    f"<rna>{string.ascii_uppercase} 7</rna>?"
+)
+
+
+@lru_cache(maxsize=32)
+def _tokens(molecule: str, spelling: Spelling) -> dict[int, str]:
+    letters = dict(spelling.letters).get(molecule, "")
+    return {ord(letter): letter_token(molecule, letter) for letter in letters}

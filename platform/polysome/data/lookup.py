@@ -1,7 +1,7 @@
 """Tokens by letter: sequences become token ids by arithmetic on Arrow's buffers where a vocabulary allows it.
 
 It allows it when the molecule tags are tokens that split the text, and a capital letter between them (or, for DNA and
-RNA spelled in k-mers, a k-mer after a blank) is always one token.
+RNA spelled in k-mers, a k-mer after a blank; or a letter spelled as a token of its own) is always one token.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+from polysome.data.frame import Spelling, letter_token
 from polysome.data.molecule_table import (
     LETTERS,
     TYPES,
@@ -31,19 +32,20 @@ class LookupTokenizer(MoleculeTable):
     """A tokenizer whose molecules are looked up."""
 
     def __init__(
-        self, tokenizer: Tokenizer, kmer: int, letters: npt.NDArray[np.int32], words: npt.NDArray[np.int32]
+        self, tokenizer: Tokenizer, spelling: Spelling, letters: npt.NDArray[np.int32], words: npt.NDArray[np.int32]
     ) -> None:
-        """See `of`; `letters` int32 [256] by byte, `words` int32 [5^kmer] by the k-mer's digits in base 5."""
-        super().__init__(tokenizer, kmer)
+        """See `of`; `letters` int32 [types, 256] by byte, `words` int32 [5^kmer] by the k-mer's digits in base 5."""
+        super().__init__(tokenizer, spelling)
+        kmer = spelling.kmer
         self._letters, self._words = letters, words
         # An unknown character is so far below zero that no other digits bring its k-mer back into the table.
         self._digits = np.full(256, -(len(_BASES) ** kmer), np.int32)
         self._digits[[ord(base) for base in _BASES]] = range(len(_BASES))
 
     @classmethod
-    def of(cls, tokenizer_json: str, kmer: int) -> "LookupTokenizer | None":
+    def of(cls, tokenizer_json: str, spelling: Spelling) -> "LookupTokenizer | None":
         """The tables of a tokenizer, verified on it; None for one that is not of this kind."""
-        return _recognised(tokenizer_json, kmer)
+        return _recognised(tokenizer_json, spelling)
 
     def locate(
         self, values: pa.StringArray, types: npt.NDArray[np.int8]
@@ -51,13 +53,14 @@ class LookupTokenizer(MoleculeTable):
         """See `MoleculeTable`."""
         text, offsets = characters(values)
         starts, lengths = offsets[:-1].copy(), np.diff(offsets)
-        spelled = (types != TYPES.index("protein")) & (lengths >= self.kmer) & (self.kmer > 1)
+        kmer = self.spelling.kmer
+        spelled = (types != TYPES.index("protein")) & (lengths >= kmer) & (kmer > 1)
         sources = []
         if not spelled.all() or not len(spelled):
-            sources.append(_looked_up(self._letters, text))
+            sources.append(self._by_letter(text, types, lengths))
         if spelled.any():
             starts[spelled] += sum(map(len, sources))
-            lengths[spelled] -= self.kmer - 1
+            lengths[spelled] -= kmer - 1
             sources.append(self._spelled(text))
         source = sources[0] if len(sources) == 1 else np.concatenate(sources)
         if len(source) and source.min() == _UNKNOWN:
@@ -67,12 +70,23 @@ class LookupTokenizer(MoleculeTable):
             source = self.ask(values, types, np.flatnonzero(holding), starts, lengths, source)
         return starts, lengths, source
 
+    def _by_letter(
+        self, text: npt.NDArray[np.uint8], types: npt.NDArray[np.int8], lengths: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """int32 [characters]: the token of each letter; in letter tokens, of that letter in a molecule of its type."""
+        first = int(types[0]) if len(types) else 0
+        if not self.spelling.letters or (types == first).all():
+            return _looked_up(self._letters[first], text)
+        places = np.repeat(types.astype(np.int16) << 8, lengths)
+        places += text
+        return _looked_up(self._letters.ravel(), places)
+
     def _spelled(self, text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """int32 [characters]: the token of the k-mer that begins at each character, over the ends of sequences too."""
         digits = self._digits[text]
         codes = np.zeros(len(text), np.int32)
-        count = len(text) - self.kmer + 1
-        for place in range(self.kmer):
+        count = len(text) - self.spelling.kmer + 1
+        for place in range(self.spelling.kmer):
             codes[:count] *= len(_BASES)
             codes[:count] += digits[place : place + count]
         np.maximum(codes, -1, out=codes)
@@ -92,26 +106,44 @@ def _looked_up(table: npt.NDArray[np.int32], places: npt.NDArray[Any]) -> npt.ND
 
 
 @lru_cache(maxsize=8)
-def _recognised(tokenizer_json: str, kmer: int) -> LookupTokenizer | None:
+def _recognised(tokenizer_json: str, spelling: Spelling) -> LookupTokenizer | None:
     tokenizer = parted_by_tags(tokenizer_json)
     if tokenizer is None:
         return None
+    letters = _letter_tokens(tokenizer, spelling) if spelling.letters else _plain_letters(tokenizer)
+    # One place more than there are k-mers: index -1, which stands for a k-mer with an unknown character.
+    words = np.full(len(_BASES) ** spelling.kmer + 1, _UNKNOWN, np.int32)
+    if letters is None or (spelling.kmer > 1 and not _fill_words(tokenizer, spelling.kmer, words)):
+        return None
+    lookup = LookupTokenizer(tokenizer, spelling, letters, words)
+    return lookup if agrees(lookup) else None
+
+
+def _letter_tokens(tokenizer: Tokenizer, spelling: Spelling) -> npt.NDArray[np.int32] | None:
+    """int32 [types, 256]: the token of each letter that is spelled as one."""
+    letters = np.full((len(TYPES), 256), _UNKNOWN, np.int32)
+    for molecule, spelled in spelling.letters:
+        for letter in spelled:
+            token = tokenizer.token_to_id(letter_token(molecule, letter))
+            if token is None or not letter.isascii() or molecule not in TYPES:
+                return None
+            letters[TYPES.index(molecule), ord(letter)] = token
+    return letters
+
+
+def _plain_letters(tokenizer: Tokenizer) -> npt.NDArray[np.int32] | None:
+    """int32 [types, 256]: the token of each capital letter as it stands, in molecules of all types the same."""
     # Tokens that join letters must be out of reach between the tags: what is one comes out as its letters.
     joined = [token for token in tokenizer.get_vocab(with_added_tokens=False) if set(token) <= set(LETTERS)]
     if np.any(encode_texts(tokenizer, [f"<protein>{token}</protein>" for token in joined]).lengths != _sizes(joined)):
         return None
-    letters = np.full(256, _UNKNOWN, np.int32)
+    letters = np.full((len(TYPES), 256), _UNKNOWN, np.int32)
     for letter in LETTERS:
         ids = tokenizer.encode(letter, add_special_tokens=False).ids
         if len(ids) != 1:
             return None
-        letters[ord(letter)] = ids[0]
-    # One place more than there are k-mers: index -1, which stands for a k-mer with an unknown character.
-    words = np.full(len(_BASES) ** kmer + 1, _UNKNOWN, np.int32)
-    if kmer > 1 and not _fill_words(tokenizer, kmer, words):
-        return None
-    lookup = LookupTokenizer(tokenizer, kmer, letters, words)
-    return lookup if agrees(lookup) else None
+        letters[:, ord(letter)] = ids[0]
+    return letters
 
 
 def _sizes(joined: list[str]) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from polysome.data.frame import spell_sequence, tagged_sequence, tags_around
+from polysome.data.frame import Spelling, spell_sequence, tagged_sequence, tags_around
 from polysome.data.ragged import Ragged, offsets_of
 from polysome.specs import MoleculeType
 
@@ -31,9 +31,9 @@ _CONTEXTS = (("", ""), ("Is this ", ", a word? "), (" ", " "), ("X", "X"), ("\n"
 class MoleculeTable(ABC):
     """A tokenizer whose molecules are found without it."""
 
-    def __init__(self, tokenizer: Tokenizer, kmer: int) -> None:
-        """`kmer`: in which DNA and RNA are spelled."""
-        self.tokenizer, self.kmer = tokenizer, kmer
+    def __init__(self, tokenizer: Tokenizer, spelling: Spelling) -> None:
+        """`spelling`: how the tokenizer is to read molecules."""
+        self.tokenizer, self.spelling = tokenizer, spelling
 
     @abstractmethod
     def locate(
@@ -75,7 +75,7 @@ class MoleculeTable(ABC):
         texts = []
         for place, sequence in zip(which.tolist(), values.take(pa.array(which)).to_pylist(), strict=True):
             molecule = TYPES[types[place]]
-            texts.append(tagged_sequence(molecule, spell_sequence(molecule, sequence, self.kmer)))
+            texts.append(tagged_sequence(molecule, spell_sequence(molecule, sequence, self.spelling)))
         asked = encode_texts(self.tokenizer, texts)
         # Without the two tags, which are one token each.
         starts[which] = len(source) + asked.offsets[:-1] + 1
@@ -156,7 +156,7 @@ def agrees(table: MoleculeTable, further: Sequence[str] = ()) -> bool:
 def _agrees(table: MoleculeTable, molecule: MoleculeType, sequences: list[str]) -> bool:
     opening, closing = tags_around(molecule)
     offsets, ids = table.encode_sequences(pa.array(sequences, pa.string()), molecule)
-    spelled = [spell_sequence(molecule, sequence, table.kmer) for sequence in sequences]
+    spelled = [spell_sequence(molecule, sequence, table.spelling) for sequence in sequences]
     for before, after in _CONTEXTS:
         pieces = encode_texts(table.tokenizer, [before + opening, closing + after])
         source = np.concatenate([pieces.values, ids])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polysome.config import ConfigurationError, DataError
-from polysome.data.frame import ChatFrame, TagStyle, messages, sequence_kmer, spell, tagged_sequence
+from polysome.data.frame import ChatFrame, TagStyle, messages, sequence_spelling, spell, tagged_sequence
 from polysome.data.reasoning import explain
 from polysome.data.skeleton import (
     PLAIN,
@@ -46,7 +46,7 @@ __all__ = [
     "question",
     "reasoning_answer",
     "render",
-    "sequence_kmer",
+    "sequence_spelling",
     "spell",
     "tagged_sequence",
     "told",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from polysome.config import Config, ConfigurationError, DataError
-from polysome.data.frame import TagStyle, tags_around
+from polysome.data.frame import UNSPELLED, Spelling, TagStyle, tags_around
 from polysome.specs import Dataset, MoleculeType, Task
 from polysome.specs import TagStyle as TaskTagStyle
 
@@ -67,17 +67,19 @@ class Skeleton:
         return "".join(parts)
 
 
-def check_style(spec: Dataset, style: Style, *, kmer: int = 1) -> None:
+def check_style(spec: Dataset, style: Style, *, spelling: Spelling = UNSPELLED) -> None:
     """Whether a data set can be rendered in a style, for asking before any work starts.
 
     Raises:
-        ConfigurationError: it has no conditioned questions or no release tag, or the tags hide sequences from k-mers.
+        ConfigurationError: it has no conditioned questions or no release tag, or the tags hide sequences that must be
+            spelled.
     """
-    if style.tag_style == "release" and kmer > 1:
+    if style.tag_style == "release" and not spelling.plain:
         raise ConfigurationError(
-            f"molecule tags of style 'release' do not close, so the {kmer}-mer tokenizer would not spell the sequences",
+            "molecule tags of style 'release' do not close, so the template would not spell the sequences in "
+            + ("letter tokens" if spelling.letters else f"{spelling.kmer}-mers"),
             where="tag_style",
-            fix="use tag_style: xml, or a tokenizer with kmer 1",
+            fix="use tag_style: xml, or a tokenizer that reads sequences as they stand",
         )
     if spec.task is None:
         return

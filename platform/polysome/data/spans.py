@@ -7,11 +7,11 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from polysome.config import DataError
-from polysome.data.encode import Encoder, Rendering, framed
-from polysome.data.frame import spell_sequence
+from polysome.data.encode import Rendering, framed, plain_tokenizer
+from polysome.data.frame import Spelling, spell_sequence, unspell_sequence
 from polysome.data.render import chosen, told
 from polysome.data.skeleton import Skeleton
-from polysome.specs import Dataset, MoleculeType
+from polysome.specs import Dataset
 
 VERIFIED_DOCUMENTS = 64
 _INCOMPLETE = "\ufffd"
@@ -23,7 +23,7 @@ def trained_spans(input_ids: Sequence[int], target_start: int, tokenizer_json: s
     The loss is on `input_ids[target_start:]`, never on a document's first token. Tokens that hold only a part of a
     character are joined.
     """
-    tokenizer = Encoder.of(tokenizer_json, 1).tokenizer
+    tokenizer = plain_tokenizer(tokenizer_json)
     first_target = max(target_start, 1)
     spans: list[tuple[str, bool]] = []
     for part, trained in ((input_ids[:first_target], False), (input_ids[first_target:], True)):
@@ -54,13 +54,13 @@ def verify_spans(
     Raises:
         DataError: a document says something else than its example; the tokenizer or its template is not usable.
     """
-    tokenizer = Encoder.of(tokenizer_json, rendering.kmer).tokenizer
+    tokenizer = plain_tokenizer(tokenizer_json)
     examples = examples.slice(0, sample)
     block = framed(examples, spec, rendering)
     rows = examples.to_pylist()
     for row, number, (prompt_ids, answer_ids) in zip(rows, block.skeleton_of, _parts(documents, rows), strict=True):
         prompt, answer = (tokenizer.decode(ids, skip_special_tokens=False) for ids in (prompt_ids, answer_ids))
-        kept = _molecules(block.skeletons[number], row["sequences"], prompt, rendering.kmer)
+        kept = _molecules(block.skeletons[number], row["sequences"], prompt, rendering.spelling)
         if kept is None:
             raise _wrong(row, "prompt", prompt)
         if rendering.frame is None:
@@ -97,7 +97,7 @@ def _is_piece(document: str, identity: str, start: int) -> bool:
     return document == f"{identity}/{start}"
 
 
-def _molecules(skeleton: Skeleton, sequences: list[str], prompt: str, kmer: int) -> list[str] | None:
+def _molecules(skeleton: Skeleton, sequences: list[str], prompt: str, spelling: Spelling) -> list[str] | None:
     """What a prompt holds of each sequence; None when it is not this skeleton filled with these sequences."""
     shown = list(sequences)
     first = skeleton.pieces[0]
@@ -111,19 +111,12 @@ def _molecules(skeleton: Skeleton, sequences: list[str], prompt: str, kmer: int)
         if end < 0:
             return None
         spelled = prompt[position:end]
-        sequence = _unspelled(spelled, molecule, kmer)
-        if sequence not in sequences[index] or spell_sequence(molecule, sequence, kmer) != spelled:
+        sequence = unspell_sequence(molecule, spelled, spelling)
+        if sequence not in sequences[index] or spell_sequence(molecule, sequence, spelling) != spelled:
             return None
         shown[index] = sequence
         position = end + len(piece)
     return shown if position == len(prompt) else None
-
-
-def _unspelled(spelled: str, molecule: MoleculeType, kmer: int) -> str:
-    if kmer == 1 or molecule == "protein" or not spelled.startswith(" "):
-        return spelled
-    words = spelled.split(" ")[1:]
-    return "".join([words[0], *(word[-1:] for word in words[1:])])
 
 
 def _same(found: str, wanted: str) -> bool:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from polysome.config import ConfigurationError
 from polysome.data.examples import read_examples
-from polysome.data.frame import spell_sequence, tagged_sequence
+from polysome.data.frame import Spelling, spell_sequence, tagged_sequence
 from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
 from polysome.specs import MoleculeType, Split, dataset
 
@@ -103,7 +103,7 @@ def audit_tokens(
     tokenizer = Tokenizer.from_file(str(local / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    audited = _Audited(tokenizer, _kmer(local))
+    audited = _Audited(tokenizer, _spelling(local))
     random = np.random.default_rng(seed)
     source = ", ".join(datasets) or "random"
     found = _of_datasets(datasets, split, sequences) if datasets else _random_sequences(random, sequences)
@@ -111,7 +111,7 @@ def audit_tokens(
         tokenizer=str(folder),
         fingerprint=tokenizer_fingerprint(local),
         vocabulary_size=tokenizer.get_vocab_size(),
-        kmer=audited.kmer,
+        kmer=audited.spelling.kmer,
         molecules=tuple(
             audited.molecule(molecule, source, found[molecule], substitutions, random)
             for molecule in get_args(MoleculeType)
@@ -123,7 +123,7 @@ def audit_tokens(
 @dataclass(frozen=True)
 class _Audited:
     tokenizer: Tokenizer
-    kmer: int
+    spelling: Spelling
 
     def molecule(
         self,
@@ -160,7 +160,7 @@ class _Audited:
         )
 
     def _texts(self, molecule: MoleculeType, sequences: Sequence[str]) -> list[str]:
-        return [tagged_sequence(molecule, spell_sequence(molecule, text, self.kmer)) for text in sequences]
+        return [tagged_sequence(molecule, spell_sequence(molecule, text, self.spelling)) for text in sequences]
 
     def _ids(self, molecule: MoleculeType, sequences: Sequence[str]) -> list[list[int]]:
         texts = self._texts(molecule, sequences)
@@ -222,10 +222,10 @@ def _shown(value: object) -> str:
     return f"{value:,.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
-def _kmer(folder: Path) -> int:
+def _spelling(folder: Path) -> Spelling:
     settings = folder / "tokenizer_config.json"
     content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    return int(content.get("sequence_kmer", 1))
+    return Spelling.of(content)
 
 
 def _of_datasets(names: Sequence[str], split: Split, count: int) -> Mapping[MoleculeType, Sequence[str]]:

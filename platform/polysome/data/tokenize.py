@@ -52,7 +52,7 @@ def tokenize(
     Raises:
         DataError: a chat does not fit into `max_length`.
     """
-    encoder = Encoder.of(tokenizer_json, rendering.kmer)
+    encoder = Encoder.of(tokenizer_json, rendering.spelling)
     if rendering.frame is None:
         encoded = encoder.encode(examples, spec, rendering)
         count = CropCount()

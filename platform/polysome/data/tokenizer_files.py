@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 TOKENIZER_FOLDER = "tokenizer"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _MEANING = ("bos_token", "eos_token", "pad_token", "chat_template", "sequence_kmer")
+_MEANING_IF_THERE = ("sequence_letters",)
+"""Counted where they stand alone, so that tokenizers without them keep their fingerprints."""
 
 
 def tokenizer_fingerprint(folder: str | Path) -> str:
@@ -37,8 +40,16 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
     if template.is_file():
         settings["chat_template"] = template.read_text(encoding="utf-8")
     kept = {name: _token_text(settings.get(name)) for name in _MEANING}
+    kept |= {name: settings[name] for name in _MEANING_IF_THERE if name in settings}
     text = json.dumps([content, kept], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def base_fingerprint(folder: str | Path) -> str | None:
+    """The fingerprint of the tokenizer that the one in `folder` extends; None when it extends none."""
+    settings_file = Path(folder) / "tokenizer_config.json"
+    found = _json(settings_file).get("extends") if settings_file.is_file() else None
+    return None if found is None else str(found)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -81,6 +92,27 @@ def local_tokenizer(folder: str) -> Path:
         )
     tokenizer_fingerprint(copy)
     return copy
+
+
+def hub_tokenizer(name: str) -> Path:
+    """As `local_tokenizer`, of a hub id as well: its tokenizer files alone are fetched, or found in the hub's cache.
+
+    Raises:
+        ConfigurationError: there is no fast tokenizer, or the hub cannot be reached.
+    """
+    if "://" in name or os.path.isdir(os.path.expanduser(name)):
+        return local_tokenizer(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return local_tokenizer(snapshot_download(name, allow_patterns=list(_FILES)))
+    except (OSError, HFValidationError) as error:
+        raise ConfigurationError(
+            f"neither a local folder nor a model on the hub: {str(error).splitlines()[0]}",
+            where=name,
+            fix="name a folder with tokenizer.json, or a hub id you can reach",
+        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":

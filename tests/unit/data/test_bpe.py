@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from polysome.data import bpe
 from polysome.data.bpe import BytePairTokenizer
 from polysome.data.encode import Encoder, Rendering
-from polysome.data.frame import tagged_sequence
+from polysome.data.frame import Spelling, tagged_sequence
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.specs import dataset
 
@@ -73,7 +73,7 @@ def by_tokenizer(table, molecule, sequences):
 
 @pytest.fixture(scope="module", params=["characters", "bytes", "gpt-2", "llama"])
 def table(request):
-    found = BytePairTokenizer.of(trained(request.param).to_str(), 1)
+    found = BytePairTokenizer.of(trained(request.param).to_str())
     assert found is not None
     return found
 
@@ -124,7 +124,7 @@ def test_whole_documents_of_tasks_and_corpora(tmp_path):
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    encoder = Encoder.of(tokenizer.to_str(), 1)
+    encoder = Encoder.of(tokenizer.to_str(), Spelling())
     assert isinstance(encoder.table, BytePairTokenizer)
     for name in ("core_promoter", "rna_protein_interaction"):
         spec = dataset(name)
@@ -168,15 +168,16 @@ def unlike():
 
 @pytest.mark.parametrize(("why", "tokenizer_json"), [pytest.param(*item, id=item[0]) for item in unlike()])
 def test_others_are_left_to_the_tokenizer(why, tokenizer_json):
-    assert BytePairTokenizer.of(tokenizer_json, 1) is None, why
+    assert BytePairTokenizer.of(tokenizer_json) is None, why
 
 
 def test_too_many_tokens_and_spelled_sequences_are_left_to_the_tokenizer(monkeypatch):
     tokenizer_json = trained("bytes").to_str()
-    assert BytePairTokenizer.of(tokenizer_json, 4) is None
+    assert Encoder.of(tokenizer_json, Spelling()).table is not None
+    assert Encoder.of(tokenizer_json, Spelling(kmer=4)).table is None
     monkeypatch.setattr(bpe, "_MOST_TOKENS", 100)
     bpe._recognised.cache_clear()
-    assert BytePairTokenizer.of(tokenizer_json, 1) is None
+    assert BytePairTokenizer.of(tokenizer_json) is None
     bpe._recognised.cache_clear()
 
 
@@ -188,10 +189,10 @@ def test_a_wrong_table_is_refused(monkeypatch):
     def one_less(tokenizer, content, letters):
         return make(tokenizer, content | {"merges": content["merges"][:-1]}, letters)
 
-    assert BytePairTokenizer.of(tokenizer_json, 1) is not None
+    assert BytePairTokenizer.of(tokenizer_json) is not None
     bpe._recognised.cache_clear()
     monkeypatch.setattr(bpe, "_table", one_less)
-    assert BytePairTokenizer.of(tokenizer_json, 1) is None
+    assert BytePairTokenizer.of(tokenizer_json) is None
     bpe._recognised.cache_clear()
 
 

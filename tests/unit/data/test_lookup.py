@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rendering import ALPHABETS, examples_of, write_bpe_tokenizer
+from rendering import ALPHABETS, examples_of, write_bpe_tokenizer, write_extended_tokenizer
 from tokenizers import Tokenizer
 
 from polysome.data.encode import Encoder, Rendering
-from polysome.data.frame import spell_sequence, tagged_sequence
+from polysome.data.frame import Spelling, sequence_spelling, spell_sequence, tagged_sequence
 from polysome.data.lookup import LookupTokenizer
+from polysome.data.molecule_table import LETTERS, TYPES
 from polysome.data.ragged import Ragged
 from polysome.data.render import TaskTag
 from polysome.data.skeleton import Style
@@ -25,23 +26,26 @@ from polysome.specs import CONCISE_SYSTEM_PROMPT, dataset, names
 TEXTS = [CONCISE_SYSTEM_PROMPT, "Is there a promoter? Yes, TATAAA and GGGCGG. No, there is not."]
 
 
-@pytest.fixture(scope="module", params=[1, 4])
+@pytest.fixture(scope="module", params=[1, 4, "letters"])
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"k{request.param}")
-    build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=request.param)
-    return folder, request.param
+    if request.param == "letters":
+        folder = write_extended_tokenizer(folder, TEXTS)
+    else:
+        build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=request.param)
+    return folder, sequence_spelling(load_tokenizer(folder))
 
 
 @pytest.fixture(scope="module")
 def lookup(folder):
-    path, kmer = folder
-    found = LookupTokenizer.of((path / "tokenizer.json").read_text(), kmer)
+    path, spelling = folder
+    found = LookupTokenizer.of((path / "tokenizer.json").read_text(), spelling)
     assert found is not None
     return found
 
 
 def encoded_whole(lookup, molecule, sequences):
-    texts = [tagged_sequence(molecule, spell_sequence(molecule, text, lookup.kmer)) for text in sequences]
+    texts = [tagged_sequence(molecule, spell_sequence(molecule, text, lookup.spelling)) for text in sequences]
     return [item.ids[1:-1] for item in lookup.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -82,11 +86,11 @@ def test_gathering_pieces():
 @pytest.mark.parametrize("tag_style", ["xml", "release"])
 def test_every_declared_template_as_the_tokenizer_encodes_the_whole_text(folder, tag_style):
     """All tasks and corpora in datasets_spec: pieces encoded apart are the whole text encoded at once."""
-    path, kmer = folder
-    if tag_style == "release" and kmer > 1:
-        pytest.skip("refused: release tags hide sequences from k-mers")
+    path, spelling = folder
+    if tag_style == "release" and not spelling.plain:
+        pytest.skip("refused: release tags hide sequences that must be spelled")
     tokenizer, tokenizer_json = load_tokenizer(path), (path / "tokenizer.json").read_text()
-    encoder = Encoder.of(tokenizer_json, kmer)
+    encoder = Encoder.of(tokenizer_json, spelling)
     assert encoder.table is not None
     seen = 0
     for name in names():
@@ -106,13 +110,35 @@ def test_every_declared_template_as_the_tokenizer_encodes_the_whole_text(folder,
     assert seen > 5
 
 
-def test_other_tokenizers_are_not_taken_for_one_with_tables(tmp_path, folder):
+def test_letter_tokens_of_molecules_of_all_types_at_once(tmp_path):
+    path = write_extended_tokenizer(tmp_path, TEXTS)
+    spelling = sequence_spelling(load_tokenizer(path))
+    lookup = LookupTokenizer.of((path / "tokenizer.json").read_text(), spelling)
+    dice, molecules = np.random.default_rng(1), ("dna", "protein", "rna", "protein", "dna", "rna")
+    for alphabet in (LETTERS, LETTERS + "acgtn- 7\u00e9"):
+        sequences = ["".join(dice.choice(list(alphabet), size)) for size in (3, 500, 0, 70_000, 1, 20)]
+        types = np.array([TYPES.index(molecule) for molecule in molecules], np.int8)
+        starts, lengths, source = lookup.locate(pa.array(sequences, pa.string()), types)
+        for molecule, sequence, start, length in zip(molecules, sequences, starts, lengths, strict=True):
+            (wanted,) = encoded_whole(lookup, molecule, [sequence])
+            assert source[start : start + length].tolist() == wanted
+    # An adenine is no alanine, and what has no token in the one has one in the other.
+    tokens = [lookup.tokenizer.encode(f"<{kind}:A>").tokens for kind in ("dna", "protein")]
+    assert tokens == [["<dna:A>"], ["<protein:A>"]]
+    assert spell_sequence("dna", "AJMg", spelling) == "<dna:A>JMg"
+    assert spell_sequence("protein", "AJMg", spelling) == "<protein:A>J<protein:M>g"
+    # Letters of another tokenizer are none of this one's.
+    assert LookupTokenizer.of((path.parent / "base/tokenizer.json").read_text(), spelling) is None
+
+
+@pytest.mark.parametrize("kmer", [1, 4])
+def test_other_tokenizers_are_not_taken_for_one_with_tables(tmp_path, kmer):
     write_bpe_tokenizer(tmp_path, [*TEXTS, "<dna>ACGTACGT</dna>"])
-    assert LookupTokenizer.of((tmp_path / "tokenizer.json").read_text(), 1) is None
-    path, kmer = folder
-    content = json.loads((path / "tokenizer.json").read_text())
+    assert LookupTokenizer.of((tmp_path / "tokenizer.json").read_text(), Spelling()) is None
+    build_per_base_tokenizer(tmp_path / "own", TEXTS, vocabulary_size=400, kmer=kmer)
+    content = json.loads((tmp_path / "own/tokenizer.json").read_text())
     without_tag = dict(content, added_tokens=[t for t in content["added_tokens"] if t["content"] != "<rna>"])
-    assert LookupTokenizer.of(json.dumps(without_tag), kmer) is None
+    assert LookupTokenizer.of(json.dumps(without_tag), Spelling(kmer)) is None
     # Tags as tokens are not enough: this one joins letters, so a letter is not always one token.
     joining = dict(
         content,
@@ -121,4 +147,4 @@ def test_other_tokenizers_are_not_taken_for_one_with_tables(tmp_path, folder):
     joining["model"] = dict(content["model"], merges=[*content["model"]["merges"], ["G", "A"]])
     joining["model"]["vocab"] = content["model"]["vocab"] | {"GA": len(content["model"]["vocab"]) + 100_000}
     assert Tokenizer.from_str(json.dumps(joining)).encode("<dna>GA</dna>").tokens == ["<dna>", "GA", "</dna>"]
-    assert LookupTokenizer.of(json.dumps(joining), kmer) is None
+    assert LookupTokenizer.of(json.dumps(joining), Spelling(kmer)) is None

@@ -4,6 +4,7 @@ import pytest
 from rendering import example, examples_of
 
 from polysome.config import ConfigurationError, DataError
+from polysome.data.frame import Spelling
 from polysome.data.render import (
     ChatFrame,
     Chosen,
@@ -129,7 +130,7 @@ def test_what_a_data_set_cannot_be_rendered_in_is_named_before_work_starts():
     with pytest.raises(ConfigurationError, match="release"):
         check_style(with_task(release_tag=None), Style(TaskTag(style="release")))
     with pytest.raises(ConfigurationError, match="do not close"):
-        check_style(spec, Style(tag_style="release"), kmer=6)
+        check_style(spec, Style(tag_style="release"), spelling=Spelling(6))
     check_style(with_task(release_tag=None), Style(TaskTag(style="release", fraction=0)))
 
 
@@ -187,13 +188,13 @@ def test_encoding_is_lossless_and_one_token_per_base(tokenizer):
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
     for sequence in ("ACGTACGTACGTACGT", "A" * 40):
-        spelled = spell(f"<dna>{sequence}</dna>", frame.kmer)
-        assert len(tokenizer.encode(spelled, add_special_tokens=False)) == len(sequence) - frame.kmer + 3
+        spelled = spell(f"<dna>{sequence}</dna>", frame.spelling)
+        assert len(tokenizer.encode(spelled, add_special_tokens=False)) == len(sequence) - frame.spelling.kmer + 3
 
 
 def test_spelling():
-    assert spell("<dna>ACGTA</dna>", 3) == "<dna> ACG CGT GTA</dna>"
-    assert spell("<dna>AC</dna> <protein>ACGTA</protein>", 3) == "<dna>AC</dna> <protein>ACGTA</protein>"
+    assert spell("<dna>ACGTA</dna>", Spelling(3)) == "<dna> ACG CGT GTA</dna>"
+    assert spell("<dna>AC</dna> <protein>ACGTA</protein>", Spelling(3)) == "<dna>AC</dna> <protein>ACGTA</protein>"
 
 
 def test_fingerprint_follows_vocabulary_and_template(tmp_path):

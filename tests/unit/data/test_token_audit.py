@@ -6,7 +6,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rendering import write_bpe_tokenizer
+from rendering import write_bpe_tokenizer, write_extended_tokenizer
 
 from polysome.data.token_audit import audit_tokens, edit_distance
 from polysome.models.tokenizer import build_per_base_tokenizer
@@ -39,6 +39,12 @@ def test_a_substitution_changes_k_overlapping_words(folders):
     assert found["dna"].changed_max == 4
     assert 3.5 < found["dna"].changed_mean <= 4
     assert found["protein"].changed_max == 1
+
+
+def test_an_extended_tokenizer_has_a_token_a_letter(folders, tmp_path):
+    folder = write_extended_tokenizer(tmp_path, ["ACGT" * 100])
+    for found in by_molecule(audit_tokens(str(folder), sequences=10)).values():
+        assert (found.characters_per_token, found.changed_max, found.round_trip) == (1, 1, 1)
 
 
 def test_pairs_of_letters_cost_fewer_tokens(folders):

@@ -1,12 +1,15 @@
 """Token documents: spans that are trained on, corpora split without loss, the same ids by table and through text."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from rendering import example, examples_of, table_of, write_bpe_tokenizer
+from rendering import example, examples_of, table_of, write_bpe_tokenizer, write_extended_tokenizer
 
 from polysome.config import DataError
 from polysome.data.examples import read_examples
+from polysome.data.frame import Spelling
 from polysome.data.render import ChatFrame, Style, TaskTag, asked, chosen, told, wordings
 from polysome.data.schema import TOKENS
 from polysome.data.tokenize import Rendering, tokenize, trained_spans, verify_spans
@@ -17,12 +20,14 @@ from polysome.specs import CONCISE_SYSTEM_PROMPT, dataset
 TEXTS = [CONCISE_SYSTEM_PROMPT, *wordings(dataset("core_promoter")), *wordings(dataset("planted_binding"))]
 
 
-@pytest.fixture(scope="module", params=["bases", "4-mers", "bpe"])
+@pytest.fixture(scope="module", params=["bases", "4-mers", "bpe", "letters"])
 def tokenizer(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "bpe":
         sequences = ["".join(np.random.default_rng(0).choice(list("ACGT"), 2000))]
         write_bpe_tokenizer(folder, [*TEXTS, *sequences])
+    elif request.param == "letters":
+        folder = write_extended_tokenizer(folder, TEXTS)
     else:
         build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=4 if request.param == "4-mers" else 1)
     return load_tokenizer(folder), (folder / "tokenizer.json").read_text()
@@ -68,7 +73,8 @@ def test_a_corpus_is_split_and_nothing_is_lost(tokenizer):
     assert whole.split == 0
     assert whole.documents["target_start"].to_pylist() == [0] * 30
     for text, row in zip(texts(tokenizer, whole.documents), examples.to_pylist(), strict=True):
-        assert text.replace(" ", "").startswith(f"{settings.bos}<dna>{row['sequences'][0][:1]}")
+        text = re.sub("<dna:(.)>", r"\1", text.replace(" ", ""))
+        assert text.startswith(f"{settings.bos}<dna>{row['sequences'][0][:1]}")
         assert text.endswith(f"</dna>{settings.eos}")
     pieces = tokenize(examples, spec, settings, tokenizer[1], 16)
     lengths = pieces.documents["input_ids"].combine_chunks().value_lengths().to_numpy()
@@ -144,6 +150,6 @@ def test_real_chats_fit_into_a_row_of_the_paper_and_are_what_they_should_be(toke
 
 
 def test_every_pass_draws_anew_and_the_first_is_the_recipes():
-    settings = Rendering(None, 1, "", "", "concise", 7)
+    settings = Rendering(None, Spelling(), "", "", "concise", 7)
     assert settings.for_pass(0) is settings
     assert len({settings.for_pass(number).seed for number in range(5)}) == 5
