@@ -1,4 +1,4 @@
-"""The plan against what is measured: memory and step time of three tiny models on this CPU; and the paper's three stages.
+"""The plan beside what is measured: memory and step time of three tiny models on this CPU; and the paper's stages.
 
     python benchmarks/training/plan.py
 
@@ -91,8 +91,8 @@ TOKENS_PER_ROW = 256
 PUBLISHED_HOURS = {"stage1": 36.0, "stage2": 16.0, "stage3": 2.0}
 """A-93."""
 PAPER_ROWS = {"stage1": 3_360_000, "stage2": 3_330_232, "stage3": 11_000}
-"""Rows of an epoch as the authors ran them: 140,000 updates of 48 packed rows are two epochs of stage 1; a chat of stage
-2 is a row, padded; stage 3 has 8,002 reasoning and 3,000 other rows (AMB-8, A-82, A-85)."""
+"""Rows of an epoch as the authors ran them: 140,000 updates of 48 packed rows are two epochs of stage 1; a chat of
+stage 2 is a row, padded; stage 3 has 8,002 reasoning and 3,000 other rows (AMB-8, A-82, A-85)."""
 PAPER_LENGTHS = {"stage1": 1200, "stage2": 1024, "stage3": 1024}
 PAPER_OVERRIDES = ["stages.stage3.train.epochs=6"]
 """The paper's 2,750 updates of stage 3 are six epochs (AMB-8)."""

@@ -36,7 +36,7 @@ from polysome.storage import write_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "training" / "results" / "speed.json"
 HERE = Path(__file__).parent
-DOCUMENTS, QUICK_DOCUMENTS = 160, 24
+DOCUMENTS, QUICK_DOCUMENTS = 160, 16
 WARMUP_UPDATES, QUICK_WARMUP_UPDATES = 4, 1
 ROUNDS = 2
 ROWS_PER_MICRO_BATCH = 2

@@ -4,6 +4,8 @@ import json
 import sys
 import threading
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -16,12 +18,13 @@ NODE = {"num_cpus": 2, "num_gpus": 2}
 
 
 def main(config: str, folder: str, update: str) -> None:
-    """Kill a node when `update` is logged; print how many workers each attempt had, and seconds."""
+    """Kill a node when `update` is logged; print when that was and when it ended, in seconds, where the export lies,
+    and whether a gauge of the training was seen where Prometheus would read it."""
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     nodes = [cluster.add_node(**NODE) for _ in range(3)]
     ray.init(address=cluster.address, log_to_driver=False)
     metrics = Path(folder) / "metrics.jsonl"
-    told = {}
+    told = {"gauge": False}
 
     def kill() -> None:
         while not metrics.exists() or f'"update": {update},' not in metrics.read_text():
@@ -29,7 +32,16 @@ def main(config: str, folder: str, update: str) -> None:
         cluster.remove_node(nodes[0], allow_graceful=False)
         told["killed_after"] = round(time.monotonic() - began, 1)
 
-    threading.Thread(target=kill, daemon=True).start()
+    def look() -> None:
+        ports = [node["MetricsExportPort"] for node in ray.nodes()]
+        while not told["gauge"]:
+            for port in ports:
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+                    told["gauge"] |= "ray_polysome_training_loss" in reply.read().decode()
+            time.sleep(0.5)
+
+    for watch in (kill, look):
+        threading.Thread(target=watch, daemon=True).start()
     began = time.monotonic()
     result = train_stage(StageConfig.model_validate_json(Path(config).read_text()), folder)
     print(json.dumps({**told, "ended_after": round(time.monotonic() - began, 1), "export": result.export}))

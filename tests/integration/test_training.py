@@ -1,20 +1,17 @@
 """Stages on real Ray Train and real DeepSpeed ZeRO-2 with two CPU workers."""
 
-import contextlib
 import json
 import random
 import shutil
 import struct
 import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import ray
 import torch
 from plain_loop import plain_curve, separate_loss
 from prepared import write_prepared
@@ -128,11 +125,10 @@ def test_next_stage_starts_where_the_export_stands(first, config: StageConfig, d
             "schedule": {"warmup_fraction": 0.1},
             "checkpoint": {"every_updates": 2, "keep": 1, "keep_best": 1},
             "dev": {"data": str(dev_data), "tasks": ["asked"], "every_updates": 2},
-            "trackers": ["tensorboard", "prometheus"],
+            "trackers": ["tensorboard"],
         }
     )
-    with Gauges("ray_polysome_training_loss") as gauges:
-        chained = train_stage(second, str(folder), questions=questions())
+    chained = train_stage(second, str(folder), questions=questions())
     rows = rows_of(folder)
     model = AutoModelForCausalLM.from_pretrained(result.export)
     feed = open_feed(str(data), seed=config.seed, cache=str(tmp_path / "rows"))
@@ -158,7 +154,6 @@ def test_next_stage_starts_where_the_export_stands(first, config: StageConfig, d
     for row in rows:
         for number in numbers_of(row):
             assert shown[number.path, row["update"]] == pytest.approx(number.value, rel=1e-6)
-    assert gauges.seen
 
 
 def questions() -> Any:
@@ -289,30 +284,6 @@ def test_wrong_stages_are_refused_before_a_worker_starts(
     write_manifest(str(mute), read_manifest(str(mute)).model_copy(update={"targets": 0}))
     with pytest.raises(DataError, match="nothing to train on: 8 rows with 0 targets"):
         train_stage(config.model_copy(update={"data": str(mute)}), str(tmp_path / "targets"))
-
-
-class Gauges:
-    """Looks whether a gauge shows on the metrics endpoint of this process's Ray, while the block runs."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self.seen = name, False
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> "Gauges":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        (node,) = ray.nodes()
-        url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-        while not self.seen and not self._ended.wait(0.2):
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
-                self.seen = self._name in reply.read().decode()
 
 
 class Killer:

@@ -43,6 +43,7 @@ def test_a_lost_node_costs_only_the_updates_since_the_last_checkpoint(
             "precision": "fp32",
             "checkpoint": {"every_updates": 2},
             "log_every_updates": 1,
+            "trackers": ["prometheus"],
         }
     )  # fmt: skip
     (tmp_path / "config.json").write_text(config.model_dump_json())
@@ -52,12 +53,15 @@ def test_a_lost_node_costs_only_the_updates_since_the_last_checkpoint(
             **isolated_environment,
             "POLYSOME_CACHE": str(tmp_path / "cache"),
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+            # Gauges show this late; 10 seconds by default.
+            "RAY_metrics_report_interval_ms": "500",
         },
         capture_output=True, text=True, check=False, timeout=380,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed_after"] < told["ended_after"]
+    assert told["gauge"]
     # The export says how many workers had part in its end.
     assert re.search(r"Workers\W+6, ZeRO stage 2", (Path(told["export"]) / "README.md").read_text())
 

@@ -148,6 +148,7 @@ def _show(made: Plan, cost: float | None, currency: str) -> None:
     preset = f", preset {made.recipe.preset}" if made.recipe.preset else ""
     screen.print(f"[bold]{escape(made.recipe.name)}[/]{escape(preset)} on {device}: computed, not run")
     screen.print(_values(made))
+    screen.print()
     table = _by_stages("what", made)
     figures: list[tuple[str, list[str]]] = [
         ("rows", [_count(stage.rows) for stage in made.stages]),
@@ -174,11 +175,16 @@ def _show(made: Plan, cost: float | None, currency: str) -> None:
     if made.device:
         figures.append(("GPU-hours", [_count(stage.gpu_hours) for stage in made.stages]))
     if cost is not None:
-        spent = [None if stage.gpu_hours is None else stage.gpu_hours * cost for stage in made.stages]
-        figures.append((f"cost {currency}".rstrip(), [_count(value) for value in spent]))
+        prices = [None if stage.gpu_hours is None else stage.gpu_hours * cost for stage in made.stages]
+        figures.append((f"cost {currency}".rstrip(), [_count(price) for price in prices]))
     for name, cells in figures:
         table.add_row(name, *cells)
     screen.print(table)
+    if len(made.stages) > 1 and all(seconds is not None for seconds in wall):
+        spent = sum(stage.gpu_hours or 0.0 for stage in made.stages)
+        whole = f", cost {currency} {_count(spent * cost)}".replace("  ", " ") if cost is not None and spent else ""
+        used = f", {_count(spent)} GPU-hours{whole}" if spent else ""
+        screen.print(f"all stages: {hours(sum(seconds or 0.0 for seconds in wall))}{used}")
     for stage in made.stages:
         screen.print(f"{stage.config.name}: {stage.verdict}", style="green" if stage.fits else "red", markup=False)
     screen.print(
@@ -262,4 +268,4 @@ def _count(value: float | None) -> str:
 
 def _gib(size: float) -> str:
     gib = size / _GIB
-    return f"{gib:.1f}" if gib >= 1 else f"{gib:.2f}"
+    return f"{gib:.1f}" if gib >= 1 else f"{gib:.2f}" if size else "-"

@@ -74,10 +74,10 @@ def extend(
     as_json: JsonOption = False,
 ) -> None:
     """Add a token for every base and amino acid to a model's tokenizer; a stage then gives the model rows for them."""
-    from polysome.data.tokenizer_files import hub_tokenizer, tokenizer_fingerprint
+    from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
     from polysome.models.vocabulary import extend_tokenizer
 
-    local = hub_tokenizer(base)
+    local = local_tokenizer(base)
     added = extend_tokenizer(local, folder, fingerprint=tokenizer_fingerprint(local))
     if as_json:
         print_json({"folder": folder, "base": base, "added": list(added)})

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FOLDER = "tokenizer"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MEANING = ("bos_token", "eos_token", "pad_token", "chat_template", "sequence_kmer")
 _MEANING_IF_THERE = ("sequence_letters",)
 """Counted where they stand alone, so that tokenizers without them keep their fingerprints."""
@@ -80,10 +82,15 @@ def copy_tokenizer(source: str | Path, destination: str) -> None:
 def local_tokenizer(folder: str) -> Path:
     """A local folder with the tokenizer's files: the folder itself, or a copy of a remote one.
 
+    Args:
+        folder: path, URL, or, where there is no such folder, the hub id `owner/name`.
+
     Raises:
         ConfigurationError: the folder holds no fast tokenizer.
     """
     copy = Path(local_folder(folder))
+    if not copy.is_dir() and _HUB_ID.fullmatch(folder):
+        copy = _fetched(folder)
     if not (copy / "tokenizer.json").is_file():
         raise ConfigurationError(
             f"no tokenizer.json in {folder}",
@@ -92,27 +99,6 @@ def local_tokenizer(folder: str) -> Path:
         )
     tokenizer_fingerprint(copy)
     return copy
-
-
-def hub_tokenizer(name: str) -> Path:
-    """As `local_tokenizer`, of a hub id as well: its tokenizer files alone are fetched, or found in the hub's cache.
-
-    Raises:
-        ConfigurationError: there is no fast tokenizer, or the hub cannot be reached.
-    """
-    if "://" in name or os.path.isdir(os.path.expanduser(name)):
-        return local_tokenizer(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return local_tokenizer(snapshot_download(name, allow_patterns=list(_FILES)))
-    except (OSError, HFValidationError) as error:
-        raise ConfigurationError(
-            f"neither a local folder nor a model on the hub: {str(error).splitlines()[0]}",
-            where=name,
-            fix="name a folder with tokenizer.json, or a hub id you can reach",
-        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
@@ -128,3 +114,18 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token is None:
         raise ConfigurationError("the tokenizer has no eos token", where=str(folder), fix="declare eos_token in it")
     return tokenizer
+
+
+def _fetched(hub_id: str) -> Path:
+    """The tokenizer files of a repository of the hub, fetched or found in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
+    except (OSError, HFValidationError) as error:
+        raise ConfigurationError(
+            f"neither a local folder nor a model on the hub: {str(error).splitlines()[0]}",
+            where=hub_id,
+            fix="name a folder with tokenizer.json, or a hub id you can reach",
+        ) from error

@@ -95,6 +95,8 @@ def extend_tokenizer(base: str | Path, folder: str | Path, *, fingerprint: str) 
             (written / _SPECIAL).write_bytes((base / _SPECIAL).read_bytes())
         tokenizer.save(str(written / "tokenizer.json"))
         settings.pop("chat_template", None)
+        # Without a config.json beside it, transformers must be told.
+        settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         settings |= {"sequence_letters": LETTERS, "added_from": added_from, "extends": fingerprint}
         (written / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         (written / _TEMPLATE).write_text(_spelling_template() + template, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 Preparing, training and evaluating are runs of their own in folders below the pipeline's, so a pipeline that was
 stopped goes on with the first that is not finished. An ablation is another chain through the same stages; what it
-shares with the main chain (prepared data, baselines) is made once.
+shares with other chains (prepared data, the stages that it begins with, baselines) is made once.
 """
 
 import copy
@@ -25,6 +25,7 @@ from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, dataset
 from polysome.storage import join, open_atomic
+from polysome.storage.local import local_folder
 from polysome.training.config import StageConfig, StageSettings
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ class PipelineConfig(Config):
     model: ModelSource
     """What the first stage of a chain starts from; later stages start from the export before them."""
     stages: Annotated[dict[Name, PipelineStage], Field(min_length=1)]
-    """In order; the main chain runs all of them."""
+    """In order."""
+    chain: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Stages of the main chain, in order; all of them when not given."""
     ablations: dict[Name, list[str]] = {}
     """Other chains by name: which stages they run, in order."""
     evaluation: PipelineEvaluation | None = None
@@ -141,14 +144,15 @@ class PipelineConfig(Config):
         reserved = {MAIN, "tokenizer"} & {*self.stages, *self.ablations}
         if reserved:
             raise ValueError(f"{sorted(reserved)[0]!r} cannot name a stage or an ablation")
-        for name, chain in self.ablations.items():
+        for name, chain in self.chains.items():
             unknown = [stage for stage in chain if stage not in self.stages]
-            if unknown or not chain:
-                raise ValueError(f"ablation {name!r} needs stages of {list(self.stages)}, found {chain}")
+            if unknown or len(set(chain)) < len(chain) or not chain:
+                part = "chain" if name == MAIN else f"ablation {name!r}"
+                raise ValueError(f"{part} needs stages of {list(self.stages)}, each once, found {chain}")
         if self.evaluation and self.evaluation.after:
-            unknown = [stage for stage in self.evaluation.after if stage not in self.stages]
+            unknown = [stage for stage in self.evaluation.after if stage not in self.chains[MAIN]]
             if unknown:
-                raise ValueError(f"evaluation.after names {unknown}, stages are {list(self.stages)}")
+                raise ValueError(f"evaluation.after names {unknown}, stages are {self.chains[MAIN]}")
         tasks = self.evaluation.tasks if self.evaluation else []
         if self.serving and self.serving.question_task not in tasks:
             raise ValueError(f"serving.question_task must be one of the evaluated tasks {tasks}")
@@ -159,7 +163,7 @@ class PipelineConfig(Config):
     @property
     def chains(self) -> dict[str, list[str]]:
         """All chains, the main one first."""
-        return {MAIN: list(self.stages), **self.ablations}
+        return {MAIN: self.chain or list(self.stages), **self.ablations}
 
 
 def run_pipeline(
@@ -239,7 +243,9 @@ def _check_model(config: PipelineConfig) -> None:
         else:
             tokenizer = folder
             _build_tokenizer(config, config.tokenizer, folder)
-        model = build_model(config.model, tokenizer, seed=config.seed, meta=True)
+        path = config.model.path
+        source = config.model if path is None else ModelSource(path=local_folder(path))
+        model = build_model(source, tokenizer, seed=config.seed, meta=True)
     for stage in config.stages.values():
         trainability.choose(model, stage.train.trainability)
 
@@ -262,6 +268,10 @@ class _Pipeline:
         self.config, self.folder, self.id, self.run_record = config, run.folder, run.id, run
         self.announce = announce
         self.evaluations: dict[str, Evaluation] = {}
+        self.prepared: dict[str, Run] = {}
+        """By settings."""
+        self.trained: dict[tuple[str, ...], tuple[str, str]] = {}
+        """Run and export of every beginning of a chain."""
 
     def run(self) -> None:
         self.tokenizer = self._tokenizer()
@@ -276,10 +286,13 @@ class _Pipeline:
         """Train stage after stage, evaluate where the recipe asks for it; returns the last export."""
         export: str | None = None
         for position, stage in enumerate(stages):
-            name = stage if chain == MAIN else f"{chain}-{stage}"
-            export = self._train(name, stage, export)
+            begun = tuple(stages[: position + 1])
+            if begun not in self.trained:
+                name = stage if chain == MAIN else f"{chain}-{stage}"
+                self.trained[begun] = name, self._train(name, stage, export)
+            name, export = self.trained[begun]
             if self._evaluated(chain, stage, last=position == len(stages) - 1):
-                self._evaluate(name, _title(chain, stages[: position + 1]), export)
+                self._evaluate(name, _title(chain, begun), export)
         assert export is not None
         return export
 
@@ -296,23 +309,30 @@ class _Pipeline:
             self.run_record.update(fingerprints={"tokenizer": tokenizer_fingerprint(local)})
         return folder
 
-    def _prepare(self, name: str, settings: PrepareSettings) -> str:
-        config = PrepareConfig(name=f"prepare-{name}", tokenizer=self.tokenizer, **settings.model_dump())
-        self.announce(f"prepare {name}")
-        step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id], announce=self.announce)
-        self.announce(f"  {_step_summary(step.record)}")
-        return str(step.record.results["data"])
+    def _prepare(self, name: str, settings: PrepareSettings) -> Run:
+        """Prepared data; that of an earlier step with the same settings where there is one."""
+        key = settings.model_dump_json()
+        if key not in self.prepared:
+            config = PrepareConfig(name=f"prepare-{name}", tokenizer=self.tokenizer, **settings.model_dump())
+            self.announce(f"prepare {name}")
+            step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id], announce=self.announce)
+            self.announce(f"  {_step_summary(step.record)}")
+            self.prepared[key] = step
+        return self.prepared[key]
 
     def _train(self, name: str, stage: str, previous: str | None) -> str:
         prepared = self._prepare(stage, self.config.stages[stage].prepare)
         settings, dev = self.config.stages[stage].train, self.config.stages[stage].dev
         if dev is not None and settings.dev is not None:
-            measured = settings.dev.model_copy(update={"data": self._prepare(f"{stage}-dev", dev)})
+            measured = settings.dev.model_copy(
+                update={"data": self._prepare(f"{stage}-dev", dev).record.results["data"]}
+            )
             settings = settings.model_copy(update={"dev": measured})
         model = self.config.model if previous is None else ModelSource(path=previous)
-        config = StageConfig(name=name, data=prepared, model=model, **settings.model_dump())
+        data = str(prepared.record.results["data"])
+        config = StageConfig(name=name, data=data, model=model, **settings.model_dump())
         self.announce(f"train {name}")
-        parents = [self.id, f"prepare-{stage}"]
+        parents = [self.id, prepared.id]
         step = jobs.train(config, self.folder, run_id=name, parents=parents, announce=self.announce)
         self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["export"])
@@ -434,7 +454,7 @@ def _excluded(sources: list[dict[str, Any]]) -> str:
 def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
     """For each ablation: on which tasks the main chain is above it, and on which it is not."""
     by_name = {system.name: system for system in report.systems}
-    main = by_name.get(_title(MAIN, list(config.stages)))
+    main = by_name.get(_title(MAIN, config.chains[MAIN]))
     lines: list[str] = []
     for ablation in config.ablations:
         other = by_name.get(_title(ablation, []))

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from polysome.config import Config, ResourceError
+from polysome.models.backbone import ModelSource
 from polysome.operations.plan_model import Batch
-from polysome.training.config import StageSettings
+from polysome.training.config import StageConfig, StageSettings
 
 if TYPE_CHECKING:
     import torch
@@ -171,11 +172,13 @@ def _measure(rehearsal: Rehearsal, layers: int, accumulation: int, device: torch
     from polysome.training.engine import Place, open_engine
     from polysome.training.optimizer import choose_kind, groups
 
-    settings = rehearsal.settings.model_copy(
-        update={
-            "workers": rehearsal.settings.workers.model_copy(update={"count": 1}),
-            "gradient_accumulation_steps": accumulation,
-        }
+    alone = rehearsal.settings.workers.model_copy(update={"count": 1})
+    changes = {"workers": alone, "gradient_accumulation_steps": accumulation}
+    settings = StageConfig(
+        name="rehearsal",
+        data="",
+        model=ModelSource(config=rehearsal.model),
+        **rehearsal.settings.model_copy(update=changes).model_dump(),
     )
     causal = shallow(rehearsal.model, layers, seed=settings.seed)
     trainability.apply(causal, settings.trainability, seed=settings.seed)

@@ -157,7 +157,7 @@ def examine(
     model = _architecture(source, tokenizer, seed)
     total = parameter_count(model)
     choices = trainability.apply(model, rules, seed=seed)
-    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    torch.nn.Module.to(model, torch.bfloat16 if precision == "bf16" else torch.float32)
     training = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return Model(
         choices=tuple(choices),

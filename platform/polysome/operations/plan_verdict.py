@@ -32,9 +32,7 @@ def verdict(config: StageConfig, model: Model, memory: Memory, capacity: int, *,
     return False, f"does not fit: {need:.1f} GiB where there are {have:.1f}, most of it {part}; {mended}"
 
 
-def assumptions(
-    stages: tuple[StagePlan, ...], device: Device | None, here: Present, options: Options
-) -> Iterator[str]:
+def assumptions(stages: tuple[StagePlan, ...], device: Device | None, here: Present, options: Options) -> Iterator[str]:
     """What the figures rest on, sentence by sentence."""
     yield "memory is computed from the engine's buffers and from what autograd saves, not measured"
     if any(not stage.host for stage in stages):
@@ -54,9 +52,9 @@ def assumptions(
     if any(basis.startswith("tabled") for basis in bases) and device is not None:
         assumed = options.assumed
         yield (
-            f"links at {assumed.link_share:.0%} of {device.peer_gb_per_second:g} GB/s between GPUs, the network between "
-            f"nodes no slower, and of {device.host_gb_per_second:g} GB/s to the host; {assumed.workers_per_node} GPUs a "
-            "node; communication does not overlap with computing"
+            f"links at {assumed.link_share:.0%} of {device.peer_gb_per_second:g} GB/s between GPUs, the network "
+            f"between nodes no slower, and of {device.host_gb_per_second:g} GB/s to the host; "
+            f"{assumed.workers_per_node} GPUs a node; communication does not overlap with computing"
         )
         if any(stage.config.offload for stage in stages):
             yield f"Adam on a node's CPUs updates {CPU_ADAM_PER_SECOND / 1e9:g} billion parameters a second"

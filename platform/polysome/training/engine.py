@@ -271,6 +271,9 @@ class _ZeroEngine(Engine):
             self._engine.step()  # acts at the last micro-batch alone
             sums += made_of
         if self._engine.optimizer.overflow:
+            # DeepSpeed 0.19 with offload in bf16 keeps the gradients of an update that it skips, and would add to them.
+            gradients = self._engine.optimizer.averaged_gradients
+            gradients.update(dict.fromkeys(gradients))
             return math.inf, sums
         return float(self._engine.get_global_grad_norm()), sums
 

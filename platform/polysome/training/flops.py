@@ -48,7 +48,8 @@ def flops_per_token(model: torch.nn.Module, *, document_length: float, target_sh
     """
     import torch
 
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    causal: Any = model
+    head = causal.get_output_embeddings()
     inside = outside = trained = 0.0
     for module in model.modules():
         weight = getattr(module, "_parameters", {}).get("weight")

@@ -52,7 +52,7 @@ class Writer:
     def wait(self) -> None: ...
 
 
-def loop(folder: Path, engine: Engine, *, dev: Any = None, **changes: Any) -> Loop:
+def loop(folder: Path, engine: Engine, *, dev: Any = None, after: int = 0, **changes: Any) -> Loop:
     """12 rows, two in an update."""
     prepared = folder / "prepared"
     if not prepared.exists():
@@ -62,7 +62,7 @@ def loop(folder: Path, engine: Engine, *, dev: Any = None, **changes: Any) -> Lo
     config = stage(**settings)
     return Loop(
         engine=engine, feed=feed, config=config, length=extent(config, 12), folder=str(folder), writer=Writer(),
-        metrics=MetricsLog(str(folder), after_update=0), trackers=None, sources=["toy"], dev=dev, watched=False,
+        metrics=MetricsLog(str(folder), after_update=after), trackers=None, sources=["toy"], dev=dev, watched=False,
         flops={},
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -115,9 +115,7 @@ def test_rows_are_named_by_what_was_trained_on_wherever_it_was_resumed(tmp_path:
     loop(tmp_path / "whole", Engine(itertools.repeat(1.0))).run(Progress())
     started = loop(tmp_path / "half", Engine(itertools.repeat(1.0)), max_updates=4)
     middle, _ = started.run(Progress())
-    resumed = loop(tmp_path / "half", Engine(itertools.repeat(1.0)))
-    resumed.metrics = MetricsLog(str(tmp_path / "half"), after_update=middle.update)
-    resumed.run(middle)
+    loop(tmp_path / "half", Engine(itertools.repeat(1.0)), after=middle.update).run(middle)
     whole, half = rows(tmp_path / "whole"), rows(tmp_path / "half")
     assert [row["rows_crc32"] for row in whole] == [row["rows_crc32"] for row in half]
     assert len({row["rows_crc32"] for row in whole}) == 3

@@ -165,7 +165,7 @@ def test_the_native_adam_goes_on_from_its_state_bit_for_bit() -> None:
         parameter = torch.nn.Parameter(value.clone())
         plan = [optimizer.Group("full", ("p",), 1e-2, 0.0)]
         built = optimizer.build({"p": parameter}, plan, CONFIG, "deepspeed_cpu_adam")
-        built.state[parameter] = {key: copy.copy(kept) for key, kept in state.items()}
+        built.state[parameter] = copy.deepcopy(state)
         for gradient in gradients[steps]:
             parameter.grad = gradient.clone()
             built.step()

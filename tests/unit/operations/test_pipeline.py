@@ -1,0 +1,74 @@
+"""Which steps a pipeline runs: what chains have in common is prepared and trained once."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from polysome.config import ConfigurationError, validate
+from polysome.operations import jobs
+from polysome.operations.pipeline import PipelineConfig, _Pipeline
+
+PREPARE = {"kind": "pretrain", "max_length": 64, "sources": [{"dataset": "planted_dna"}]}
+TRAIN = {"trainability": [{"match": ".", "mode": "full"}], "optimizer": {"learning_rate": 1e-3}, "epochs": 1}
+
+
+def recipe(**changes: Any) -> PipelineConfig:
+    other = {**TRAIN, "epochs": 2}
+    content = {
+        "name": "chains",
+        "tokenizer": "t",
+        "model": {"path": "base"},
+        "stages": {
+            "first": {"prepare": PREPARE, "train": TRAIN},
+            "second": {"prepare": {**PREPARE, "seed": 7}, "train": TRAIN},
+            "variant": {"prepare": {**PREPARE, "seed": 7}, "train": other},
+        },
+        "chain": ["first", "second"],
+        "ablations": {"varied": ["first", "variant"], "alone": ["second"]},
+        **changes,
+    }
+    return validate(PipelineConfig, content, where="recipe")
+
+
+def test_chains_share_prepared_data_and_the_stages_that_they_begin_with(monkeypatch):
+    trained: dict[str, tuple[str | None, str, list[str]]] = {}
+
+    def step(name: str, **results: Any) -> Any:
+        found = {"documents": 1, "tokens": 1, "packing_efficiency": 1.0, "sources": [], "updates": 1, "final_loss": 1.0}
+        found |= {"trainable_parameters": 1, "total_parameters": 1, "optimizer": "x", **results}
+        return SimpleNamespace(id=name, record=SimpleNamespace(job=name.partition("-")[0], results=found))
+
+    def prepare(config: Any, root: str, *, run_id: str, **_: Any) -> Any:
+        return step(run_id, data=f"{root}/{run_id}/data")
+
+    def train(config: Any, root: str, *, run_id: str, parents: list[str], **_: Any) -> Any:
+        trained[run_id] = (config.model.path, config.data, parents)
+        done = step(run_id, export=f"{root}/{run_id}/export")
+        done.record.job = "train"
+        return done
+
+    monkeypatch.setattr(jobs, "prepare", prepare)
+    monkeypatch.setattr(jobs, "train", train)
+    record: Any = SimpleNamespace(folder="r", id="r", update=lambda **_: None)
+    _Pipeline(recipe(), record, lambda _: None).run()
+    assert trained == {
+        "first": ("base", "r/prepare-first/data", ["r", "prepare-first"]),
+        "second": ("r/first/export", "r/prepare-second/data", ["r", "prepare-second"]),
+        "varied-variant": ("r/first/export", "r/prepare-second/data", ["r", "prepare-second"]),
+        "alone-second": ("base", "r/prepare-second/data", ["r", "prepare-second"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"chain": ["first", "third"]}, "chain needs stages"),
+        ({"chain": ["first", "first"]}, "each once"),
+        ({"ablations": {"varied": []}}, "ablation 'varied' needs stages"),
+        ({"evaluation": {"tasks": ["planted_promoter"], "after": ["variant"]}}, "evaluation.after names"),
+    ],
+)
+def test_a_chain_of_stages_that_are_not_there_is_refused(changes, told):
+    with pytest.raises(ConfigurationError, match=told):
+        recipe(**changes)
