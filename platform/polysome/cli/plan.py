@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,7 +103,7 @@ def content(made: Plan, cost: float | None, currency: str) -> dict[str, Any]:
 
 
 def _stage_content(made: Plan, stage: StagePlan, cost: float | None) -> dict[str, Any]:
-    from polysome.models.trainability import table
+    from polysome.training.optimizer import table
 
     time, hours = stage.time, stage.gpu_hours
     return {
@@ -118,7 +119,7 @@ def _stage_content(made: Plan, stage: StagePlan, cost: float | None) -> dict[str
         "micro_steps": stage.micro_steps,
         "rows_per_update": stage.config.rows_per_update,
         "parameters": {"trainable": stage.model.trainable, "total": stage.model.total},
-        "modules": table(stage.model.choices, {}),
+        "modules": [dataclasses.asdict(row) for row in table(stage.model.choices, stage.config.optimizer)],
         "memory": {"moment": stage.memory.moment, "parts": stage.memory.parts, "total": stage.memory.total},
         "capacity": stage.capacity,
         "host_memory": stage.host,

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -227,28 +227,6 @@ def merge(model: torch.nn.Module) -> None:
         if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
             module.merge()
             _replace(model, name, module.get_base_layer())
-
-
-def table(choices: Sequence[ModuleChoice], learning_rates: dict[Mode, str]) -> list[dict[str, Any]]:
-    """Rows to print and store: module pattern (layer numbers folded), mode, modules, parameters, learning rate."""
-    rows: dict[tuple[str, Mode], dict[str, Any]] = {}
-    for choice in choices:
-        pattern = re.sub(r"\.\d+\.", ".*.", choice.module)
-        row = rows.setdefault(
-            (pattern, choice.mode),
-            {
-                "module": pattern,
-                "mode": choice.mode,
-                "modules": 0,
-                "parameters": 0,
-                "trainable": 0,
-                "learning_rate": learning_rates.get(choice.mode, "0"),
-            },
-        )
-        row["modules"] += 1
-        row["parameters"] += choice.parameters
-        row["trainable"] += choice.trainable
-    return list(rows.values())
 
 
 def _refuse_idle_rules(rules: Sequence[Rule], matched: list[int], choices: list[ModuleChoice]) -> None:
