@@ -78,10 +78,12 @@ def polysome(job: dict[str, Any]) -> dict[str, Any]:
     from polysome.training.launch import train_stage
 
     config, folder = stage_config(job), f"{job['scratch']}/run"
+    pinned = threading.Event()
     if job["ray_core"] is not None:
-        threading.Thread(target=pin_worker, args=(job["core"],), daemon=True).start()
+        threading.Thread(target=pin_worker, args=(job["core"], pinned), daemon=True).start()
     with connect(cpus=1):
         result = train_stage(config, folder)
+    assert job["ray_core"] is None or pinned.is_set(), "the training worker was not found among Ray's processes"
     rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     first, last = rows[0], rows[-1]
     feed = open_feed(config.data, seed=config.seed, cache=cache_folder("rows"))
@@ -101,7 +103,7 @@ def polysome(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def pin_worker(core: int) -> None:
+def pin_worker(core: int, pinned: threading.Event) -> None:
     """Wait for Ray's training worker among the processes below this one, and pin it with all its threads."""
     import psutil
 
@@ -111,6 +113,7 @@ def pin_worker(core: int) -> None:
                 if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
                     for thread in process.threads():
                         os.sched_setaffinity(thread.id, [core])
+                    pinned.set()
                     return
             except (psutil.Error, ProcessLookupError):
                 continue  # It ended meanwhile.

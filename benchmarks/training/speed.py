@@ -79,6 +79,7 @@ class Contender:
         packing: of TRL.
         apart: Ray's processes run on another core than the worker, as they do on a cluster.
         once: in the first round alone, because its ratio is far from what is wanted.
+        quick: with `--quick` as well; of each kind one is enough to see that it works.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Contender:
     packing: bool = False
     apart: bool = False
     once: bool = False
+    quick: bool = True
 
     @property
     def is_peer(self) -> bool:
@@ -98,12 +100,12 @@ class Contender:
 CONTENDERS = (
     Contender("bare loop", "bare", "packed"),
     Contender("polysome", "polysome", "packed"),
-    Contender("polysome, Ray apart", "polysome", "packed", apart=True),
+    Contender("polysome, Ray apart", "polysome", "packed", apart=True, quick=False),
     Contender("polysome, ZeRO-2, Ray apart", "polysome", "packed", zero=2, apart=True),
-    Contender("polysome, padded to the longest", "polysome", "longest", once=True),
+    Contender("polysome, padded to the longest", "polysome", "longest", once=True, quick=False),
     Contender("polysome, padded to the row", "polysome", "row", once=True),
     Contender("TRL, packed", "trl", "packed", packing=True, once=True),
-    Contender("TRL, padded", "trl", "longest", once=True),
+    Contender("TRL, padded", "trl", "longest", once=True, quick=False),
     Contender("HF Trainer, padded", "trainer", "longest", once=True),
 )
 COMPARED: tuple[tuple[str, str, str, float | None], ...] = (
@@ -190,6 +192,8 @@ def what_lacks(contender: Contender, options: argparse.Namespace) -> str | None:
     """Why a contender cannot run here."""
     if contender.is_peer and not options.peer_python:
         return "--peer-python is not given"
+    if options.quick and not contender.quick:
+        return "--quick"
     return "there is one core" if contender.apart and options.ray_core == options.core else None
 
 

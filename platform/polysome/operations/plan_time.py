@@ -20,12 +20,13 @@ from polysome.training.devices import Device
 
 EFFICIENCY = 0.45
 """Share of the peak at which operations run, recomputed ones counted. Published for models of 7 and 8 billion in bf16:
-0.64 to 0.69 on A100 40GB with large micro-batches, 0.46 on H100 with small ones (llm-foundry,
+0.64 to 0.69 on A100 40GB with large micro-batches and recomputation, 0.46 on H100 without (llm-foundry,
 scripts/train/benchmarking/README.md); 0.33 to 0.39 on H100 (torchtitan, benchmarks of Llama 3.1 8B)."""
 LINK_SHARE = 0.5
 """Share of a link's data-sheet rate that collectives and copies reach; across nodes the network counts as no slower."""
 CPU_ADAM_PER_SECOND = 4e9
-"""Parameters per second and node of DeepSpeedCPUAdam: 1 to 10 billion take 0.22 to 2.57 s (ZeRO-Offload, table 4)."""
+"""Assumed: parameters per second and node of DeepSpeedCPUAdam, which is bound by memory: ADAM_BYTES each at 120 GB/s.
+Two cores of an EPYC alone were measured at 2.1 billion."""
 ADAM_BYTES = 30
 """Per parameter that an AdamW update reads and writes: four fp32 read, three written, one bf16 written."""
 

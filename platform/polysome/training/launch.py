@@ -204,6 +204,7 @@ def _check_dev(folder: str, trained: Manifest) -> None:
             where=f"dev.data = {folder}",
             fix="prepare both with one tokenizer",
         )
+    open_feed(folder, seed=0, cache=cache_folder("rows"))
 
 
 def _write_table(config: StageConfig, tokenizer_folder: str, folder: str) -> None:
@@ -232,6 +233,7 @@ def _write_table(config: StageConfig, tokenizer_folder: str, folder: str) -> Non
 
 def _run(config: StageConfig, folder: str, fingerprint: str, questions: Questions | None) -> Outcome:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
 
     from polysome.training.health import source_names
 
@@ -252,6 +254,8 @@ def _run(config: StageConfig, folder: str, fingerprint: str, questions: Question
         trainer = _trainer_class()(
             run_stage,  # type: ignore[arg-type]
             train_loop_config=arguments,
+            # Ray goes by the GPUs that are reserved, which a rehearsal on CPUs does not compute on.
+            torch_config=TorchConfig(backend="gloo" if workers.device == "cpu" else None),
             scaling_config=ScalingConfig(
                 num_workers=workers.count,  # type: ignore[arg-type]
                 use_gpu=workers.gpus_per_worker > 0,
