@@ -5,7 +5,7 @@
 Each model is planned as `polysome plan --measure` does: memory is computed, and the time is that of copies with one and
 two layers, times its layers. Then the whole model trains for some updates in a worker process of its own, with the
 stage's engine, and its peak memory (of the process, less that of the same process with a model of a few hundred
-parameters) and the time of its updates are compared. The C library gives freed tensors back while memory is measured;
+parameters) and the seconds that its updates take of one CPU are compared. The C library gives freed tensors back while memory is measured;
 by default it keeps much of what is freed, and a process can hold up to four times what it uses, which is written down
 beside it. Beside that, Llama-3.1-8B's three stages on 24, 20 and 12 A100-40G are planned from the tables and set beside
 what the paper tells (A-93). Writes `benchmarks/training/results/plan.json`.
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "training" / "results" / "plan.json"
 PAPER = ROOT / "jobs" / "recipes" / "chatmultiomics" / "pipeline.yaml"
 BOUND = 0.15
-ROUNDS = 2
+ROUNDS = 3
 RETURNING = "glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536"
 """glibc then maps every larger tensor by itself and unmaps it when it is freed."""
 

@@ -47,8 +47,9 @@ def _following(folder: str, name: str, announce: Announce) -> Iterator[None]:
             row = _last_row(join(folder, "metrics.jsonl"))
             if row and row["update"] > shown:
                 shown = row["update"]
+                loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
                 announce(
-                    f"  {name} {shown:,}/{row['updates']:,} updates  loss {row['loss']:.4f}  "
+                    f"  {name} {shown:,}/{row['updates']:,} updates  loss {loss}  "
                     f"{row['tokens_per_second']:,.0f} tokens/s  {row['eta_seconds']:.0f} s left"
                 )
 

@@ -133,7 +133,7 @@ class PipelineConfig(Config):
         parts = [content.get("evaluation")]
         if isinstance(content.get("stages"), dict):
             for stage in content["stages"].values():
-                parts += [stage.get("prepare"), stage.get("train")] if isinstance(stage, dict) else []
+                parts += [stage.get(part) for part in ("prepare", "train", "dev")] if isinstance(stage, dict) else []
         for part in parts:
             if isinstance(part, dict):
                 part.setdefault("seed", content["seed"])

@@ -78,8 +78,10 @@ def worker_memory(settings: StageSettings, model: Model, workers: int, *, cuda: 
     lasting = {"weights": width * model.held, "optimizer": 0 if offloaded else _optimizer(settings, shard)}
     gradients = FP32 * shard
     summed = 0 if offloaded else gradients
+    if settings.offload and not cuda:
+        summed = _offloaded_gradients(settings, shard, workers)
     # Between micro-batches the sum stands; before the first of an update there is none under ZeRO.
-    before = summed if not settings.zero or settings.accumulation(workers) > 1 else 0
+    before = summed if not settings.zero or settings.offload or settings.accumulation(workers) > 1 else 0
     reserved, reducing = _buckets(settings, model, workers, shard)
     on_device = reserved if cuda else 0  # a GPU gives the buffer at once, a CPU page by page
     moments = {
@@ -110,9 +112,9 @@ def host_memory(settings: StageSettings, model: Model, workers: int, per_node: i
     }
     training = {"processes": processes}
     if settings.offload:
-        width = precision_bytes(settings)
-        each = 16 + width * (2 if settings.accumulation(workers) > 1 else 1)
-        training["offloaded optimizer"] = each * -(-model.trainable // workers) * per_node
+        shard = -(-model.trainable // workers)
+        each = _optimizer(settings, shard) + _offloaded_gradients(settings, shard, workers)
+        training["offloaded optimizer"] = each * per_node
     training["checkpoint part being written"] = min(12 * model.trainable, _CHECKPOINT_PART + 12 * model.largest)
     return max(start, training, key=lambda parts: sum(parts.values()))
 
@@ -134,6 +136,11 @@ def disk(settings: StageSettings, model: Model, *, prepared: int) -> dict[str, i
 def _optimizer(settings: StageSettings, shard: int) -> int:
     masters_are_weights = not settings.zero and settings.precision == "fp32"
     return (8 if masters_are_weights else 12) * shard
+
+
+def _offloaded_gradients(settings: StageSettings, shard: int, workers: int) -> int:
+    """In host memory: fp32 gradients, the way back to the GPU, and, with accumulation, the sum."""
+    return shard * (FP32 + precision_bytes(settings) * (2 if settings.accumulation(workers) > 1 else 1))
 
 
 def _buckets(settings: StageSettings, model: Model, workers: int, shard: int) -> tuple[int, int]:

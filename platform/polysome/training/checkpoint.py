@@ -203,7 +203,7 @@ def prune(folder: str, keep: int, keep_best: int = 0) -> None:
         measured = {}
         for name in committed:
             progress = read_json(join(folder, name, STATE))["progress"]
-            if progress["dev_update"] == progress["update"]:
+            if progress["dev_update"] == progress["update"] and progress["dev_loss"] is not None:
                 measured[name] = progress["dev_loss"]
         kept |= set(sorted(measured, key=lambda name: measured[name])[:keep_best])
     for name in _checkpoints(folder):

@@ -167,8 +167,19 @@ class StageSettings(Config):
             raise ValueError("give epochs, max_updates, or both")
         if self.offload and not self.zero:
             raise ValueError("offload is DeepSpeed's: it needs zero: 2")
-        if self.checkpoint.keep_best and (self.dev is None or self.dev.data is None):
-            raise ValueError("checkpoint.keep_best goes by the dev loss: it needs dev.data")
+        if self.checkpoint.keep_best:
+            if self.dev is None or self.dev.data is None:
+                raise ValueError("checkpoint.keep_best goes by the dev loss: it needs dev.data")
+            if self.checkpoint.every_updates % self.dev.every_updates:
+                raise ValueError(
+                    "checkpoint.keep_best needs a dev loss at every checkpoint: checkpoint.every_updates "
+                    f"({self.checkpoint.every_updates}) must be a multiple of dev.every_updates "
+                    f"({self.dev.every_updates})"
+                )
+        workers = self.workers
+        on_gpu = workers.gpus_per_worker and workers.device == "auto" and not self.offload
+        if self.optimizer.kind == "deepspeed_cpu_adam" and on_gpu:
+            raise ValueError("optimizer.kind deepspeed_cpu_adam runs on the CPU: set offload: true, or kind adamw")
         return self
 
     @property

@@ -146,13 +146,18 @@ class _PlainEngine(Engine):
         place: Place,
     ) -> None:
         super().__init__(model, plan, place)
-        model.to(place.device)
         exact = {name: value.detach().float() for name, value in self.parameters.items()}
         with _kept_buffers(model):
+            # Rounded before it is moved: a device need not hold the model in fp32.
             model.to(dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        model.to(place.device)
         self._clip = config.optimizer.clip
         # In fp32 the parameters are their own masters.
-        self._masters = exact if config.precision == "bf16" else dict(self.parameters)
+        self._masters = (
+            {name: value.to(place.device) for name, value in exact.items()}
+            if config.precision == "bf16"
+            else dict(self.parameters)
+        )
         for name, parameter in self.parameters.items():
             self._masters[name].grad = torch.zeros_like(self._masters[name])
             if self._masters[name] is not parameter:

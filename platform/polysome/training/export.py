@@ -70,6 +70,8 @@ def export(
     import torch
 
     torch.nn.Module.to(model, "cpu", torch.float32)
+    # A compiled model computes with other roundings than the export that is read back.
+    model._compiled_call_impl = None
     model.activation_checkpointing_disable()
     _take_masters(model, masters)
     make_folder(folder)

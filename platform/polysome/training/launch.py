@@ -38,6 +38,7 @@ from polysome.training.dev import Questions
 from polysome.training.loop import STOP
 from polysome.training.schedule import extent
 from polysome.training.stage import CHECKPOINTS, Outcome, run_stage
+from polysome.training.trackers import require_trackers
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -74,7 +75,7 @@ class StageResult:
     rows: int
     tokens: int
     seconds: float
-    final_loss: float
+    final_loss: float | None
     trainable_parameters: int
     total_parameters: int
     optimizer: str
@@ -126,6 +127,10 @@ def train_stage(config: StageConfig, folder: str, *, questions: Questions | None
     del content["error"], content["stopped"]
     result = StageResult(**content)
     write_json(join(folder, RESULT), {"fingerprint": fingerprint, **asdict(result)})
+    if exists(join(folder, STOP)):
+        # Asked to stop in the last update or the export: the stage is finished, what comes after it is not begun.
+        remove(join(folder, STOP))
+        raise KeyboardInterrupt
     return result
 
 
@@ -150,6 +155,9 @@ def validate_stage(config: StageConfig, folder: str) -> str:
     open_feed(config.data, seed=config.seed, cache=cache_folder("rows"))
     if config.dev is not None and config.dev.data is not None:
         _check_dev(config.dev.data, manifest)
+    require_trackers(config.trackers)
+    if config.number_loss is not None:
+        _check_number_loss(manifest, tokenizer_folder)
     _write_table(config, tokenizer_folder, folder)
     return fingerprint
 
@@ -193,6 +201,17 @@ def _check_tokenizer(config: StageConfig, manifest: Manifest, tokenizer_folder: 
             where=f"data = {config.data}, model.path = {config.model.path}",
             fix="prepare the data with the model's tokenizer",
         )
+
+
+def _check_number_loss(manifest: Manifest, tokenizer_folder: str) -> None:
+    from polysome.data.tokenizer_files import load_tokenizer
+    from polysome.training.numbers import number_tokens
+
+    if not any(_numeric(source.dataset) for source in manifest.sources):
+        raise ConfigurationError(
+            "no source of the data asks for a number", where="number_loss", fix="take it out, or add a regression task"
+        )
+    number_tokens(load_tokenizer(tokenizer_folder))
 
 
 def _check_dev(folder: str, trained: Manifest) -> None:

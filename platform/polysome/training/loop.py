@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,6 +65,12 @@ class Loop:
         Raises:
             NonFiniteLossError: more gradients in a row than allowed were not finite; on every worker alike.
         """
+        with ExitStack() as opened:
+            # However it ends, the checkpoint that is being written is committed, and what was logged can be read.
+            opened.callback(self._close)
+            return self._run(start, opened)
+
+    def _run(self, start: Progress, opened: ExitStack) -> tuple[Progress, bool]:
         from polysome.training.health import Window
 
         config, engine, length = self.config, self.engine, self.length
@@ -72,12 +80,14 @@ class Loop:
         signals = Signals(self.folder, engine.place, self.watched)
         progress, in_a_row = start, 0
         batches = Batches(self.feed, config, engine.place, start.position, length.rows)
+        opened.callback(batches.close)
         while progress.update < length.updates:
             began, waited = time.perf_counter(), batches.waited
             stop = min(progress.position + config.rows_per_update, length.rows)
             positions = np.arange(progress.position, stop)
             tokens, targets = (int(counts.sum()) for counts in self.feed.counts(positions))
             rates = engine.set_rates(factor(progress.update), partial(learns, config.schedule, done=progress.update))
+            seed_update(config.seed, progress.update, engine.place.rank)
             norm, sums = engine.update(batches.of_update(), targets)
             finite = math.isfinite(norm)
             seconds = time.perf_counter() - began
@@ -86,8 +96,8 @@ class Loop:
                 raise NonFiniteLossError(
                     f"the gradient of update {progress.update + 1} is not finite, as were the {in_a_row - 1} before it",
                     where=f"packed rows at positions {positions[0]} to {positions[-1]}",
-                    fix="lower optimizer.learning_rate or optimizer.lora_plus_ratio, or set precision: fp32; training "
-                    "goes on from the newest checkpoint when it is started again with the same configuration",
+                    fix="lower optimizer.learning_rate or optimizer.lora_plus_ratio, or set precision: fp32, and give "
+                    "the changed stage a run folder of its own",
                 )
             if not finite and engine.place.rank == 0:
                 logger.warning("update %d: the gradient is not finite, skipped", progress.update + 1)
@@ -109,25 +119,34 @@ class Loop:
             asked_to_stop, leaving = signals.agree()
             measured = self.dev(engine) if self.dev and self.dev.due(progress.update, last=last) else None
             if measured:
-                progress = replace(progress, dev_loss=measured.get("loss"), dev_update=progress.update)
-            if last or measured or progress.update % config.log_every_updates == 0:
+                loss = measured.get("loss")
+                usable = loss if loss is not None and math.isfinite(loss) else None
+                progress = replace(progress, dev_loss=usable, dev_update=progress.update)
+            ends = last or asked_to_stop
+            saves = ends or leaving or progress.update % config.checkpoint.every_updates == 0
+            # Whoever resumes begins a new window, so this one is told before the checkpoint is.
+            if saves or measured or progress.update % config.log_every_updates == 0:
                 progress = self._log(window, progress, norm, rates, rows, measured)
                 rows = 0
-            ends = last or asked_to_stop
-            if ends or leaving or progress.update % config.checkpoint.every_updates == 0:
+            if saves:
+                self._sync()
                 self.writer.save(engine, progress)
-                for log in (self.metrics, self.trackers):
-                    if log is not None:
-                        log.sync()
             if leaving:
                 self.writer.wait()
             if ends:
                 break
-        self.writer.wait()
+        return progress, progress.update < length.updates
+
+    def _sync(self) -> None:
+        for log in (self.metrics, self.trackers):
+            if log is not None:
+                log.sync()
+
+    def _close(self) -> None:
+        self._sync()
         if self.trackers is not None:
             self.trackers.close()
-        batches.close()
-        return progress, progress.update < length.updates
+        self.writer.wait()
 
     def _log(
         self,
@@ -171,6 +190,14 @@ class Loop:
                 row["eta_seconds"],
             )
         return replace(progress, loss=progress.loss if row["loss"] is None else row["loss"])
+
+
+def seed_update(seed: int, update: int, rank: int) -> None:
+    """Seed torch's generators with a function of the update and the worker alone, so that dropout resumes as it was."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed}/{update}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Signals:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polysome.config import PolysomeError
+from polysome.config import PolysomeError, ResourceError
 from polysome.data.feed import Feed, open_feed
-from polysome.storage import join
+from polysome.storage import exists, join
 from polysome.storage.local import cache_folder, local_folder
 from polysome.training import native
 from polysome.training.config import StageConfig
@@ -44,7 +43,7 @@ class Outcome:
     rows: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    final_loss: float = math.nan
+    final_loss: float | None = None
     dev_loss: float | None = None
     trainable_parameters: int = 0
     total_parameters: int = 0
@@ -76,6 +75,12 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
     from polysome.training.model_card import Card, origin
     from polysome.training.trackers import Run, open_trackers
 
+    if not exists(folder):
+        raise ResourceError(
+            "the run folder is not seen from this node",
+            where=folder,
+            fix="give --runs a URL, or a path that every node of the cluster sees",
+        )
     tokenizer_folder = local_folder(join(config.data, "tokenizer"))
     feed = open_feed(config.data, seed=config.seed, cache=cache_folder("rows"))
     length = extent(config, feed.length)
@@ -94,7 +99,7 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
     engine = open_engine(model, config, plan, kind, place)
 
     start = checkpoint.Progress()
-    newest = checkpoint.newest(join(folder, CHECKPOINTS))
+    newest = _agreed(checkpoint.newest(join(folder, CHECKPOINTS)) if place.rank == 0 else None, place)
     if newest is not None:
         start = checkpoint.load(engine, newest, fingerprint=fingerprint)
         optimizer.check_ratios(engine.optimizer, plan)
@@ -131,7 +136,7 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
         ),
         metrics=MetricsLog(folder, after_update=start.update) if leads else None,
         trackers=open_trackers(
-            config.trackers, folder, Run(folder.rstrip("/").rpartition("/")[2], config.name, start.update)
+            config.trackers, folder, Run("/".join(folder.rstrip("/").split("/")[-2:]), config.name, start.update)
         )
         if leads
         else None,
@@ -179,12 +184,22 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
         rows=progress.position,
         tokens=progress.tokens,
         seconds=progress.seconds,
-        final_loss=math.nan if progress.loss is None else progress.loss,
+        final_loss=progress.loss,
         dev_loss=progress.dev_loss,
         trainable_parameters=trainable_parameters,
         total_parameters=total_parameters,
         optimizer=kind,
     )
+
+
+def _agreed(found: str | None, place: Place) -> str | None:
+    """What worker 0 has found: storage may show workers different things, and all must go on from one checkpoint."""
+    import torch
+
+    holder = [found]
+    if place.world_size > 1:
+        torch.distributed.broadcast_object_list(holder, 0, device=place.device)
+    return holder[0]
 
 
 def _flops(config: StageConfig, model: torch.nn.Module, feed: Feed, place: Place) -> dict[str, float]:

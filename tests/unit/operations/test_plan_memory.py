@@ -50,8 +50,8 @@ def test_offload_moves_the_optimizer_to_the_host(model: Model) -> None:
     here, away = (settings(offload=offload) for offload in (False, True))
     assert worker_memory(away, model, 4, cuda=True).parts["optimizer"] == 0
     assert worker_memory(away, model, 4, cuda=True).total < worker_memory(here, model, 4, cuda=True).total
-    # On a CPU it is the same memory.
-    assert worker_memory(away, model, 4, cuda=False).total == worker_memory(here, model, 4, cuda=False).total
+    # On a CPU it is the same memory, and what would be on its way from and to a GPU comes on top.
+    assert worker_memory(away, model, 4, cuda=False).total > worker_memory(here, model, 4, cuda=False).total
     assert sum(host_memory(away, model, 4, 4).values()) >= 12 * model.trainable
 
 
