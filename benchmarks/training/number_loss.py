@@ -35,6 +35,7 @@ from polysome.evaluation.dev import DevEvaluation, DevTask
 from polysome.evaluation.metrics import pro_rated_spearman
 from polysome.evaluation.parsers import parser
 from polysome.inference.batch import BatchEngine, asking
+from polysome.inference.engine import Engine
 from polysome.models.attention import Packing, pack
 from polysome.models.backbone import ModelSource, build_model, parameter_count
 from polysome.models.tokenizer import build_per_base_tokenizer
@@ -45,8 +46,8 @@ from polysome.training.numbers import NumberTokens, number_token_loss, number_to
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "training" / "results" / "number_loss.json"
-LOSSES = {"cross-entropy": 0.0, "+ 0.3 number-token": 0.3, "+ 1.0 number-token": 1.0}
-"""Weight of the number-token loss beside the cross-entropy."""
+LOSSES = {"cross-entropy": (0.0, 2), "+ 0.3 Wasserstein": (0.3, 1), "+ 1.0 squared": (1.0, 2)}
+"""Weight of the number-token loss beside the cross-entropy, and its power."""
 RESAMPLES = 2000
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Packing]
@@ -60,7 +61,7 @@ class Size:
     hidden: int = 64
     layers: int = 2
     heads: int = 4
-    updates: int = 6000
+    updates: int = 4000
     documents: int = 16
     """Per update."""
     learning_rate: float = 2e-3
@@ -102,9 +103,9 @@ def main() -> None:
         numbers = number_tokens(tokenizer)
         runs = []
         for seed in size.seeds:
-            for name, weight in LOSSES.items():
+            for name, (weight, power) in LOSSES.items():
                 began = time.process_time()
-                run = one(size, folder, tokenizer, documents, dev, numbers, seed=seed, weight=weight)
+                run = one(size, folder, tokenizer, documents, dev, numbers, seed=seed, weight=weight, power=power)
                 run = {"loss": name, "weight": weight, **run, "cpu_seconds": round(time.process_time() - began, 1)}
                 print({key: value for key, value in run.items() if key != "predictions"}, flush=True)
                 runs.append(run)
@@ -163,6 +164,7 @@ def one(
     *,
     seed: int,
     weight: float,
+    power: int,
 ) -> dict[str, Any]:
     """Train one model, and ask it."""
     fields = {
@@ -191,7 +193,7 @@ def one(
         ).logits[0]
         targets = input_ids[0, predictors + 1]
         cross_entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        number_loss = number_token_loss(logits, targets, numbers)
+        number_loss = number_token_loss(logits, targets, numbers, power=power)
         optimizer.zero_grad()
         ((cross_entropy + weight * number_loss) / len(targets)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -199,7 +201,9 @@ def one(
         schedule.step()
         lately.append((cross_entropy.item() / len(targets), number_loss.item() / len(targets)))
     with asking(model):
-        answers = dev.ask(BatchEngine.of(model, tokenizer))
+        engine = BatchEngine.of(model, tokenizer)
+        answers = dev.ask(engine)
+        means = expected(engine, dev.tasks[0])
     measured = dev.measure([answers])[dev.tasks[0].spec.name]
     parse = parser(dev.tasks[0].spec.task)
     parsed = [parse(text or "") for _, text in answers]
@@ -208,6 +212,7 @@ def one(
         "seed": seed,
         "parameters": parameter_count(model),
         "spearman": measured["value"],
+        "spearman_of_means": float(pro_rated_spearman(np.array(dev.tasks[0].labels), means)),
         "parse_rate": measured["parse_rate"],
         "dominant_answer_share": measured["dominant_answer_share"],
         "prediction_spread": measured["prediction_spread"],
@@ -215,6 +220,19 @@ def one(
         "train_number_loss": last[1],
         "predictions": np.array([np.nan if value is None else value for value in parsed]),
     }
+
+
+def expected(engine: Engine, task: DevTask) -> np.ndarray:
+    """The mean of the numbers that the model may answer, float64 [examples], each cut after its first decimal."""
+    tenths = np.arange(int(10 * min(task.labels)) - 1, int(10 * max(task.labels)) + 2)
+    choices = {f"{sign}{tenth // 10}.{tenth % 10}" for tenth in abs(tenths).tolist() for sign in ("", "-")}
+    cells = sorted(choices)
+    centres = np.array([float(cell) + (-0.045 if cell.startswith("-") else 0.045) for cell in cells])
+    means = []
+    for conversation in task.conversations:
+        likely = np.exp(engine.score(conversation, cells))
+        means.append(likely @ centres / likely.sum())
+    return np.array(means)
 
 
 def batches(documents: Documents, size: Size, seed: int) -> Iterator[Batch]:
@@ -244,7 +262,7 @@ def compare(labels: np.ndarray, runs: list[dict[str, Any]]) -> list[dict[str, An
     generator = np.random.default_rng(0)
     chosen = generator.integers(0, len(labels), size=(RESAMPLES, len(labels)))
     rows, alone = [], np.zeros(RESAMPLES)
-    for name, weight in LOSSES.items():
+    for name, (weight, _) in LOSSES.items():
         mine = [run for run in runs if run["loss"] == name]
         resampled = np.mean([pro_rated_spearman(labels[chosen], run["predictions"][chosen]) for run in mine], axis=0)
         if weight == 0:

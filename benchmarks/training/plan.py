@@ -4,11 +4,11 @@
 
 Each model is planned as `polysome plan --measure` does: memory is computed, and the time is that of copies with one and
 two layers, times its layers. Then the whole model trains for some updates in a worker process of its own, with the
-stage's engine, and its peak memory (of the process, less that of the same process with a model of a few hundred
-parameters) and the seconds that its updates take of one CPU are compared. The C library gives freed tensors back while memory is measured;
-by default it keeps much of what is freed, and a process can hold up to four times what it uses, which is written down
-beside it. Beside that, Llama-3.1-8B's three stages on 24, 20 and 12 A100-40G are planned from the tables and set beside
-what the paper tells (A-93). Writes `benchmarks/training/results/plan.json`.
+stage's engine. Compared are the peak memory of that process, less that of the same process with a model of a few
+thousand parameters, and the CPU seconds of an update, which other work on the machine hardly lengthens. While memory is
+measured the C library gives freed tensors back; by default it keeps much of what is freed, and a process can hold up to
+four times what it uses, which is written down beside it. Llama-3.1-8B's three stages on 24, 20 and 12 A100-40G are
+planned from the tables and set beside what the paper tells (A-93). Writes `benchmarks/training/results/plan.json`.
 """
 
 import os

@@ -82,13 +82,13 @@ def worker_memory(settings: StageSettings, model: Model, workers: int, *, cuda: 
         summed = _offloaded_gradients(settings, shard, workers)
     # Between micro-batches the sum stands; before the first of an update there is none under ZeRO.
     before = summed if not settings.zero or settings.offload or settings.accumulation(workers) > 1 else 0
-    reserved, reducing = _buckets(settings, model, workers, shard)
+    reserved, reducing = _buckets(settings, model, workers)
     on_device = reserved if cuda else 0  # a GPU gives the buffer at once, a CPU page by page
     moments = {
         "loss": (before, forward, head + on_device),
         "backward": (before, inputs + one_layer, in_flight + on_device),
         "reduction": (summed, one_layer + kept.layer_input, in_flight + reserved + reducing),
-        "update": (summed, 0, 0 if offloaded else _update(settings, model, shard)),
+        "update": (summed, 0, 0 if offloaded else _update(settings, shard)),
     }
     fixed = {"CUDA context": CUDA_CONTEXT} if cuda else {"process": PROCESS}
     found = [
@@ -143,7 +143,7 @@ def _offloaded_gradients(settings: StageSettings, shard: int, workers: int) -> i
     return shard * (FP32 + precision_bytes(settings) * (2 if settings.accumulation(workers) > 1 else 1))
 
 
-def _buckets(settings: StageSettings, model: Model, workers: int, shard: int) -> tuple[int, int]:
+def _buckets(settings: StageSettings, model: Model, workers: int) -> tuple[int, int]:
     """Bytes of the gradient bucket, and of what its reduction needs beside it."""
     width = precision_bytes(settings)
     if not settings.zero:
@@ -154,6 +154,6 @@ def _buckets(settings: StageSettings, model: Model, workers: int, shard: int) ->
     return width * elements, width * min(elements, model.trainable)
 
 
-def _update(settings: StageSettings, model: Model, shard: int) -> int:
+def _update(settings: StageSettings, shard: int) -> int:
     """fp32 gradients are laid end to end once more where they were not summed so."""
     return FP32 * shard if settings.zero and settings.precision == "fp32" else 0

@@ -29,7 +29,7 @@ class NumberTokens:
         lengths: int64 [tokens], digits of each token, 0 where it is no number.
         values: float32 [tokens], the number in units of its first digit's place (`53` is 5.3, `05` is 0.5); nan where
             it is no number.
-        groups: for every count of digits the ids, int64 [k], of the tokens that have it.
+        groups: for every count of digits the ids, int64 [k], of the tokens that have it, in the order of their values.
     """
 
     lengths: torch.Tensor
@@ -62,11 +62,16 @@ def number_tokens(tokenizer: PreTrainedTokenizerBase) -> NumberTokens:
     lengths = torch.tensor([len(text) for text in digits])
     values = torch.tensor([int(text) / 10 ** (len(text) - 1) if text else float("nan") for text in digits])
     counts = sorted(set(lengths.tolist()) - {0})
-    return NumberTokens(lengths, values, {count: (lengths == count).nonzero()[:, 0] for count in counts})
+    groups = {count: (lengths == count).nonzero()[:, 0] for count in counts}
+    return NumberTokens(lengths, values, {count: ids[values[ids].argsort()] for count, ids in groups.items()})
 
 
 def number_token_loss(
-    logits: torch.Tensor, targets: torch.Tensor, numbers: NumberTokens, weights: torch.Tensor | None = None
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    numbers: NumberTokens,
+    weights: torch.Tensor | None = None,
+    power: int = 2,
 ) -> torch.Tensor:
     """Sum over the targets that are numbers of the expected distance between predicted and true token, fp32 scalar.
 
@@ -94,8 +99,9 @@ def number_token_loss(
         rows = (lengths == length).nonzero()[:, 0]
         if not len(rows):
             continue
-        likely = torch.softmax(logits[rows[:, None], ids].float(), dim=-1)
-        distance = (numbers.values[ids] - numbers.values[targets[rows]][:, None]).abs()
-        expected = (likely * distance).sum(dim=-1)
+        values = numbers.values[ids]
+        below = torch.softmax(logits[rows[:, None], ids].float(), dim=-1).cumsum(dim=-1)[:, :-1]
+        wrong = below - (values[:-1] >= numbers.values[targets[rows]][:, None]).float()
+        expected = (wrong.abs() ** power * values.diff()).sum(dim=-1)
         total = total + (expected if weights is None else expected * weights[rows]).sum()
     return total
