@@ -16,6 +16,7 @@ from polysome.training.health import source_names
 def train_here(config: StageConfig, folder: Path, **arguments: Any) -> stage.Outcome:
     """Train the stage with plain data parallelism over one worker, with the batch that its workers would have."""
     manifest = read_manifest(config.data)
+    folder.mkdir(exist_ok=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -41,6 +41,8 @@ def test_a_lost_node_costs_only_the_updates_since_the_last_checkpoint(
             "micro_batch_size": 1,
             "workers": {"count": [4, 8], "gpus_per_worker": 1, "device": "cpu"},
             "precision": "fp32",
+            # Eight processes start faster without DeepSpeed; what it does is seen elsewhere.
+            "zero": 0,
             "checkpoint": {"every_updates": 2},
             "log_every_updates": 1,
             "trackers": ["prometheus"],
@@ -63,7 +65,7 @@ def test_a_lost_node_costs_only_the_updates_since_the_last_checkpoint(
     assert told["killed_after"] < told["ended_after"]
     assert told["gauge"]
     # The export says how many workers had part in its end.
-    assert re.search(r"Workers\W+6, ZeRO stage 2", (Path(told["export"]) / "README.md").read_text())
+    assert re.search(r"Workers\W+6, ZeRO stage 0", (Path(told["export"]) / "README.md").read_text())
 
     train_here(config, tmp_path / "alone")
     rows, expected = (

@@ -45,7 +45,6 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_number_loss_meets_sources_whose_answers_are_numbers(numbers: Path, tmp_path: Path) -> None:
     def rows(name: str, number_loss: Any, numeric: bool) -> list[tuple[float, float]]:
-        (tmp_path / name).mkdir()
         config = stage(data=str(numbers), model=MODEL, number_loss=number_loss, max_updates=2, log_every_updates=1,
                        workers={"count": 1}, gradient_accumulation_steps=2, precision="fp32")  # fmt: skip
         assert train_here(config, tmp_path / name, numeric=[numeric]).updates == 2
