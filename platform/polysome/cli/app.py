@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from polysome.cli import datasets, plan, tokens
+from polysome.cli import datasets, evaluate, evaluation, plan, tokens
 from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
@@ -112,7 +112,10 @@ def _add_job(name: str, job: "Job | None", summary: str) -> None:
 
 _add_job("prepare", "prepare", "Prepare data: read, clean, render, tokenize and pack into a committed folder.")
 _add_job("train", "train", "Train one stage on a prepared folder.")
-_add_job("evaluate", "evaluate", "Ask a model the declared tasks and measure its answers.")
+app.command("evaluate")(evaluate.evaluate)
+app.command("report")(evaluation.report)
+app.command("compare")(evaluation.compare)
+datasets.app.command("export-harness")(evaluation.export_harness)
 _add_job("run", None, "Run any recipe, whatever its job.")
 
 

@@ -1,19 +1,32 @@
-"""Evaluation actors: batches of conversations in, answers out in order of completion; a dead actor is replaced."""
+"""Evaluation actors: batches of questions in, answers out in order of completion; a dead actor is replaced."""
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from polysome.config import DataError, ResourceError
+from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.data.ray_capacity import can_grow, require_capacity
 from polysome.data.ray_errors import cause_of
-from polysome.inference.engine import Conversation, Engine, Generation
+from polysome.evaluation.choices import Choices
+from polysome.inference.endpoint import Endpoint
+from polysome.inference.engine import Conversation, Engine, Generation, open_engine
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a batch is tried before the evaluation stops: each try but the first follows the death of an actor."""
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the likelihood of all choices says of one conversation; see `Choices.read`."""
+
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -21,22 +34,52 @@ class Refusal:
     """Why one conversation could not be asked."""
 
     reason: str
+    transient: bool = False
+    """The reason is not the conversation's own: it may be answered another time."""
 
 
-Answer = Generation | Refusal
+Answer = Generation | Scored | Refusal
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an actor gets at a time.
+
+    Attributes:
+        choices: the answers to score; None: each conversation is answered in words.
+        blanks: for each conversation the one without molecules that its scores are told relative to, or None.
+    """
+
+    conversations: list[Conversation]
+    choices: Choices | None = None
+    blanks: tuple[Conversation | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a batch, in its order, and the seconds that they took."""
+
+    answers: list[Answer]
+    seconds: float
 
 
 @dataclass(frozen=True)
 class ActorOptions:
     """What each actor is and holds."""
 
-    model: str
+    model: str | Endpoint
     actors: int
     cpus: int
     gpus: float
     max_batch_tokens: int
     max_new_tokens: int
     start_timeout: float
+    adapter: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The model's address."""
+        return self.model.url if isinstance(self.model, Endpoint) else self.model
 
 
 class Answerer:
@@ -45,14 +88,14 @@ class Answerer:
     def __init__(self, options: ActorOptions) -> None:
         self._options = options
         self._engine: Engine | None = None
+        self._priors: dict[str, tuple[float, ...]] = {}
 
     def load(self) -> None:
         """Load the model; PolysomeErrors reach the caller as they are."""
-        from polysome.inference.batch import BatchEngine
-
         options = self._options
-        self._engine = BatchEngine(
+        self._engine = open_engine(
             options.model,
+            adapter=options.adapter,
             max_batch_tokens=options.max_batch_tokens,
             threads=options.cpus,
             device="cuda" if options.gpus else "cpu",
@@ -61,39 +104,88 @@ class Answerer:
     def placed(self) -> None:
         """Returns as soon as the actor runs somewhere."""
 
-    def answer(self, conversations: list[Conversation]) -> list[Answer]:
-        """Greedy answers, in order; one conversation that cannot be asked does not spoil the others."""
+    def answer(self, batch: Batch) -> Answered:
+        """Greedy answers, or scores; one conversation that cannot be asked does not spoil the others."""
         assert self._engine is not None, "load first"
-        return ask(self._engine, conversations, self._options.max_new_tokens)
+        started = time.monotonic()
+        answers: list[Answer] = []
+        if batch.choices is None:
+            answers += ask(self._engine, batch.conversations, self._options.max_new_tokens)
+        else:
+            answers += self._score(self._engine, batch, batch.choices)
+        return Answered(answers, time.monotonic() - started)
+
+    def _score(self, engine: Engine, batch: Batch, choices: Choices) -> list[Scored | Refusal]:
+        def sums(conversations: Sequence[Conversation]) -> list[tuple[float, ...]]:
+            return [scores.sums for scores in engine.score(conversations, choices.texts)]
+
+        found: list[Scored | Refusal] = []
+        blanks = batch.blanks or (None,) * len(batch.conversations)
+        told = each(engine, sums, batch.conversations)
+        for blank, item in zip(blanks, told, strict=True):
+            if isinstance(item, Refusal):
+                found.append(item)
+                continue
+            prior = None
+            if blank is not None:
+                name = json.dumps([choices.fingerprint, blank])
+                if name not in self._priors:
+                    self._priors[name] = sums([blank])[0]
+                prior = self._priors[name]
+            found.append(Scored(choices.read(item, prior)))
+        return found
 
 
-def ask(engine: Engine, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Answer]:
-    """Answer all; where the engine refuses, halve until the refused conversations stand alone."""
+def ask(engine: Engine, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Generation | Refusal]:
+    """Answer all in words, greedily; see `each`."""
+    return each(engine, lambda part: engine.generate(part, max_new_tokens=max_new_tokens), conversations)
+
+
+def each(
+    engine: Engine, call: Callable[[Sequence[Conversation]], list[AnswerT]], conversations: Sequence[Conversation]
+) -> list[AnswerT | Refusal]:
+    """`call` for all conversations; those at which it fails stand alone as refusals, and do not spoil the others.
+
+    Raises:
+        ConfigurationError: the engine cannot do this at all.
+        ResourceError: the engine failed and is not in health.
+    """
     try:
-        return list(engine.generate(conversations, max_new_tokens=max_new_tokens))
+        return list(call(conversations))
+    except ConfigurationError:
+        raise
     except DataError as error:
         if len(conversations) == 1:
             return [Refusal(error.what)]
-        middle = len(conversations) // 2
-        return [
-            answer
-            for half in (conversations[:middle], conversations[middle:])
-            for answer in ask(engine, half, max_new_tokens)
-        ]
+    except ResourceError as error:
+        engine.health()
+        if len(conversations) == 1:
+            return [Refusal(error.what, transient=True)]
+        # One by one: an endpoint is asked patiently, and what it has answered is not sent again.
+        return [answer for item in conversations for answer in each(engine, call, [item])]
+    except Exception as error:
+        # A row that breaks an engine is told with the row; where every row does, the evaluation stops (see `run`).
+        if len(conversations) == 1:
+            logger.exception("a question could not be asked")
+            return [Refusal(f"{type(error).__name__}: {error}", transient=True)]
+    middle = len(conversations) // 2
+    return [answer for half in (conversations[:middle], conversations[middle:]) for answer in each(engine, call, half)]
 
 
-def answer_batches(batches: Sequence[list[Conversation]], options: ActorOptions) -> Iterator[tuple[int, list[Answer]]]:
+def answer_batches(batches: Sequence[Batch], options: ActorOptions) -> Iterator[tuple[int, Answered]]:
     """Yield (index of the batch, its answers) as batches complete, from a pool of actors on the connected cluster.
 
-    The pool is as large as the cluster allows, at most `options.actors` and never larger than the number of batches.
-    All actors are gone when the iterator ends or is closed.
+    The pool is as large as the cluster allows, at most `options.actors` and never larger than the number of batches; an
+    endpoint has one actor, which sends several requests at once and keeps the budget. All actors are gone when the
+    iterator ends or is closed.
 
     Raises:
         ResourceError: a cluster that cannot grow has no room for one actor, or a batch killed `ATTEMPTS` actors.
         PolysomeError: the model cannot be loaded.
     """
     if batches:
-        pool = _Pool(options, min(_room(options), len(batches)))
+        most = 1 if isinstance(options.model, Endpoint) else options.actors
+        pool = _Pool(options, min(_room(options), most, len(batches)))
         try:
             yield from pool.run(batches)
         finally:
@@ -132,7 +224,7 @@ class _Pool:
         self._running: dict[Any, tuple[Any, int | None]] = {}
         """Call -> (actor, index of the batch; None while it loads)."""
 
-    def run(self, batches: Sequence[list[Conversation]]) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, batches: Sequence[Batch]) -> Iterator[tuple[int, Answered]]:
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -144,7 +236,7 @@ class _Pool:
             [call], _ = ray.wait(list(self._running), num_returns=1)
             actor, index = self._running.pop(call)
             try:
-                answers = ray.get(call)
+                answered = ray.get(call)
             except RayTaskError as error:
                 cause = cause_of(error)
                 if cause is not None:
@@ -161,17 +253,18 @@ class _Pool:
                     doing = "loading the model" if index is None else f"batch {index}"
                     raise ResourceError(
                         f"{ATTEMPTS} evaluation actors died at {doing}: {str(error).splitlines()[0]}",
-                        where=self._options.model,
+                        where=self._options.where,
                         fix="most often memory: lower max_batch_tokens, batch_size or actors; answers so far are kept",
                     ) from error
                 logger.warning("an evaluation actor died; another one takes over")
                 self._start(1)
                 continue
-            if index is not None:
-                yield index, answers
+            # The actor goes on while the caller writes down what it said.
             if waiting:
                 following = waiting.pop()
                 self._running[actor.answer.remote(batches[following])] = (actor, following)
+            if index is not None:
+                yield index, answered
 
     def close(self) -> None:
         import ray

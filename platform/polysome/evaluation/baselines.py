@@ -1,51 +1,69 @@
-"""Trivial baselines: what the majority class and a linear model on k-mer counts reach on the same rows (A-119)."""
+"""Trivial baselines: what constants, lengths, k-mer counts and a small network reach on the same rows (A-119)."""
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from polysome.config import DataError
-from polysome.data.examples import read_examples
 from polysome.data.ray_capacity import require_capacity
 from polysome.data.ray_errors import cause_of
+from polysome.evaluation import cnn, linear
+from polysome.evaluation.config import BASELINES, CHEAP, Baseline
+from polysome.evaluation.features import inverse_deviation, length_bins, length_edges, log_counts
+from polysome.evaluation.linear import Told
 from polysome.evaluation.measure import Measurement, measure
-from polysome.specs import Dataset, MoleculeType, Split, Task, dataset
-from polysome.storage import write_json
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from polysome.evaluation.parsers import Prediction
+from polysome.evaluation.reading import labels_of, read_rows
+from polysome.evaluation.targets import target_of
+from polysome.specs import Dataset, Split, Task, Value, dataset
+from polysome.storage import exists, fingerprint, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-_ALPHABETS: dict[MoleculeType, str] = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
-_LONGEST_KMER: dict[MoleculeType, int] = {"dna": 6, "rna": 6, "protein": 3}
-LOGISTIC_C = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1)
-"""Inverse regularisation strengths to choose from."""
-RIDGE_ALPHA = (10000.0, 1000.0, 100.0, 10.0, 1.0)
-_FOLDS = 3
+TRAIN_ROWS = 100_000
+"""More training rows are not fitted on."""
+CNN_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """What trivial systems reach on a task's test rows."""
+    """What trivial systems reach on the evaluated rows of a task."""
 
     dataset: str
-    majority: Measurement
-    """The most frequent class of the training rows; for a number their mean."""
-    kmer: Measurement
-    """Logistic or ridge regression on overlapping k-mer counts."""
-    train_rows: int
-    removed_rows: int
-    """Training rows left out because all their sequences stand in a test row (AMB-3)."""
-    regularisation: float
-    """The chosen C or alpha."""
-    seconds: float
+    measurements: Mapping[str, Measurement]
+    """By baseline; those that do not fit the task's label are absent."""
+    train_rows: int = 0
+    removed_rows: int = 0
+    """Training rows left out because all their sequences stand in an evaluated row (AMB-3)."""
+    regularisation: Mapping[str, float] = field(default_factory=dict)
+    """The chosen C or alpha, by baseline."""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "dataset": self.dataset,
+            "measurements": {name: measured.to_json() for name, measured in self.measurements.items()},
+            "train_rows": self.train_rows,
+            "removed_rows": self.removed_rows,
+            "regularisation": dict(self.regularisation),
+            "seconds": round(self.seconds, 3),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Baselines":
+        """The baselines that `to_json` wrote."""
+        measurements = {name: Measurement.from_json(item) for name, item in content["measurements"].items()}
+        return cls(**{**content, "measurements": measurements, "notes": tuple(content["notes"])})
 
 
 def baselines(
@@ -54,14 +72,19 @@ def baselines(
     test: pa.Table,
     *,
     dev: pa.Table | None = None,
+    chosen: Sequence[Baseline] = CHEAP,
+    groups: NDArray[np.int64] | None = None,
     seed: int = 42,
     resamples: int = 1000,
 ) -> Baselines:
-    """Fit on `train`, measure on `test` by the task's own metric (tables of schema EXAMPLES).
+    """Fit on `train`, measure on `test` by the task's own metrics (tables of schema EXAMPLES).
 
-    Features are counts of all k-mers (k = 1..6 for DNA and RNA, 1..3 for protein), log(1 + count), scaled to unit
+    k-mer features are counts of all k-mers (k = 1..6 for DNA and RNA, 1..3 for protein), log(1 + count), scaled to unit
     variance; those of two molecules stand side by side. Regularisation is chosen on `dev`, or where there is none
     by 3-fold cross-validation on `train`.
+
+    Args:
+        groups: int64 [test rows], leakage groups for the bootstrap.
 
     Raises:
         DataError: no training row is left, or there is no test row.
@@ -76,184 +99,169 @@ def baselines(
             where=f"datasets_spec/{spec.name}.yaml",
             fix="declare training rows whose sequences are not those of the test",
         )
-    removed = int((~kept).sum())
     train = train.filter(pa.array(kept))
-    labels, test_labels = _labels(train), _labels(test)
+    labels, test_labels = labels_of(spec, train), labels_of(spec, test)
     subsets = test["subset"].to_pylist()
-    constant = _constant(task, labels)
 
-    def measured(predictions: NDArray[np.float64]) -> Measurement:
-        return measure(task, test_labels, predictions, seed=seed, resamples=resamples, parsed=False, subsets=subsets)
+    def measured(predictions: Sequence[Prediction], scores: NDArray[np.float64] | None = None) -> Measurement:
+        return measure(
+            task,
+            test_labels,
+            predictions,
+            scores=scores,
+            groups=groups,
+            seed=seed,
+            resamples=resamples,
+            parsed=False,
+            subsets=subsets,
+        )
 
-    majority = measured(np.full(test.num_rows, constant))
-    if len(np.unique(labels)) < 2:
-        return Baselines(spec.name, majority, majority, train.num_rows, removed, 0.0, time.monotonic() - started)
-    parts = [train, test] if dev is None else [train, test, dev]
-    features, test_features, *dev_features = (
-        log_counts(spec, part.select(["sequences"]).column(0).to_pylist()) for part in parts
+    found = {
+        name: measured([value] * test.num_rows) for name, value in _constants(task, labels).items() if name in chosen
+    }
+    told = _fitted(spec, train, test, dev, chosen, seed) if len(set(labels)) > 1 else {}
+    target = target_of(task)
+    for name, item in told.items():
+        assert target is not None
+        found[name] = measured(target.decode(item.outputs, item.threshold), target.scores(item.outputs))
+    return Baselines(
+        spec.name,
+        {name: found[name] for name in BASELINES if name in found},
+        train_rows=train.num_rows,
+        removed_rows=int((~kept).sum()),
+        regularisation={name: item.regularisation for name, item in told.items() if item.regularisation},
+        seconds=time.monotonic() - started,
+        notes=() if len(set(labels)) > 1 else ("all training labels are the same: nothing was fitted",),
     )
-    scale = _inverse_deviation(features)
-    features, test_features, *dev_features = (part @ scale for part in (features, test_features, *dev_features))
-    held_out = (
-        [(features, labels, dev_features[0], _labels(dev))] if dev is not None else _folds(features, labels, seed)
-    )
-    regularisation = _choose(task, held_out)
-    fitted = _model(task, regularisation).fit(features, labels)
-    kmer = measured(np.asarray(fitted.predict(test_features), dtype=np.float64))
-    return Baselines(spec.name, majority, kmer, train.num_rows, removed, regularisation, time.monotonic() - started)
 
 
 def run_baselines(
-    names: Sequence[str], *, split: Split = "test", limit: int | None = None, seed: int = 42, resamples: int = 1000
+    names: Sequence[str],
+    *,
+    split: Split = "test",
+    subsets: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 42,
+    resamples: int = 1000,
+    chosen: Sequence[Baseline] = CHEAP,
+    groups: Mapping[str, NDArray[np.int64]] | None = None,
+    cache: str | None = None,
 ) -> dict[str, Baselines]:
     """Baselines of several tasks side by side, one Ray task of one CPU each, on the connected cluster.
 
-    Each reads its own data: fitted on the whole `train` split, tuned on `dev` where one is declared (and is not
-    `split`), measured on `split`, of which `limit` takes the first rows as an evaluation does.
+    Each reads its own data: fitted on the `train` split (of more than `TRAIN_ROWS` rows a draw), tuned on `dev` where
+    one is declared and is not `split`, measured on the rows of `split` that an evaluation asks. A task that has no
+    baseline, for want of training rows say, gets one without measurements, whose note says why.
+
+    Args:
+        groups: leakage groups of the rows of `split`, by data set.
+        cache: JSON file of what was found before; it is made, and brought up to date task by task.
 
     Raises:
-        DataError: see `read_examples` and `baselines`.
         ResourceError: no cluster is connected, or a local one without a CPU.
     """
     import ray
 
     require_capacity("a baseline", cpus=1, where="baselines", fix="give the local Ray a CPU")
-    specs = {name: dataset(name) for name in names}
-    task: Any = ray.remote(num_cpus=1)(_read_and_fit)
-    calls = {name: task.remote(spec, split, limit, seed, resamples) for name, spec in specs.items()}
-    found = {}
+    known = read_json(cache) if cache and exists(cache) else {}
+    remote: Any = ray.remote(num_cpus=1)(_read_and_fit)
+    calls, keys, found = {}, {}, {}
+    for name in names:
+        spec, own = dataset(name), (groups or {}).get(name)
+        # Groups follow from the rows.
+        settings = [split, subsets, limit, seed, resamples, sorted(chosen)]
+        keys[name] = fingerprint([spec.model_dump(mode="json"), settings])
+        if known.get(name, {}).get("key") == keys[name]:
+            found[name] = Baselines.from_json(known[name]["baselines"])
+        else:
+            calls[name] = remote.remote(spec, split, subsets, limit, seed, resamples, tuple(chosen), own)
     for name, call in calls.items():
         try:
             found[name] = ray.get(call)
         except ray.exceptions.RayTaskError as error:
             cause = cause_of(error)
-            if cause is not None:
-                raise cause from None
-            raise
+            if cause is None:
+                raise
+            logger.warning("no baselines of %s: %s", name, cause)
+            found[name] = Baselines(name, {}, notes=(f"none, {cause.what}",))
+            continue
+        if cache:
+            known[name] = {"key": keys[name], "baselines": found[name].to_json()}
+            write_json(cache, known)
+    return {name: found[name] for name in names}
+
+
+def _read_and_fit(
+    spec: Dataset,
+    split: Split,
+    subsets: Sequence[str] | None,
+    limit: int | None,
+    seed: int,
+    resamples: int,
+    chosen: tuple[Baseline, ...],
+    groups: NDArray[np.int64] | None,
+) -> Baselines:
+    dev = read_rows(spec, "dev").table if "dev" in spec.splits and split != "dev" else None
+    train = read_rows(spec, "train", limit=TRAIN_ROWS, seed=seed, purpose="baseline").table
+    test = read_rows(spec, split, subsets=subsets, limit=limit, seed=seed).table
+    return baselines(spec, train, test, dev=dev, chosen=chosen, groups=groups, seed=seed, resamples=resamples)
+
+
+def _fitted(
+    spec: Dataset, train: pa.Table, test: pa.Table, dev: pa.Table | None, chosen: Sequence[Baseline], seed: int
+) -> dict[str, Told]:
+    task = spec.task
+    assert task is not None
+    target = target_of(task)
+    if target is None:
+        return {}
+    labels: Any = labels_of(spec, train)
+    parts = [part["sequences"].to_pylist() for part in (train, test, *([dev] if dev is not None else []))]
+    dev_labels: Any = labels_of(spec, dev) if dev is not None else None
+
+    def quality(held: Sequence[Value], told: Sequence[Value]) -> float:
+        reached = measure(task, held, told, seed=0, resamples=1, parsed=False).value.value
+        return reached if np.isfinite(reached) else -np.inf
+
+    def fit_linear(features: list[Any]) -> Told:
+        held_out = (features[2], dev_labels) if dev is not None else None
+        return linear.fit(target, features[0], labels, features[1], quality, held_out=held_out, seed=seed)
+
+    told = {}
+    if "length" in chosen:
+        edges = length_edges(parts[0])
+        told["length"] = fit_linear([length_bins(part, edges) for part in parts])
+    if "kmer" in chosen:
+        counts = [log_counts(spec, part) for part in parts]
+        scale = inverse_deviation(counts[0])
+        told["kmer"] = fit_linear([part @ scale for part in counts])
+    if "cnn" in chosen:
+        held_out = (parts[2], dev_labels) if dev is not None else None
+        told["cnn"] = cnn.fit(
+            spec, target, parts[0], labels, parts[1], quality, held_out=held_out, seed=seed, seconds=CNN_SECONDS
+        )
+    return told
+
+
+def _constants(task: Task, labels: Sequence[Value | str]) -> dict[str, Prediction]:
+    """The constant answers that fit the task's label, told of the training labels."""
+    if task.label.kind not in ("regression", "multi_regression"):
+        return {"majority": Counter(labels).most_common(1)[0][0]}
+    numbers = np.array(labels, dtype=np.float64)
+    found: dict[str, Prediction] = {
+        "mean": tuple(numbers.mean(axis=0).tolist()),
+        "median": tuple(np.median(numbers, axis=0).tolist()),
+    }
+    if task.metric == "mixed":
+        grid = np.unique(np.quantile(numbers[:, 0], np.arange(101) / 100))
+        reached = [
+            measure(task, labels, [(value,)] * len(labels), seed=0, resamples=1, parsed=False).value.value
+            for value in grid.tolist()
+        ]
+        found["constant"] = (float(grid[int(np.nanargmax(reached))]),)
     return found
-
-
-def write_baselines(url: str, found: Mapping[str, Baselines]) -> None:
-    """Write baselines as JSON, atomically, values scaled and raw as in `results.json`."""
-    write_json(
-        url,
-        {
-            name: {
-                **{key: value for key, value in asdict(item).items() if key not in ("majority", "kmer")},
-                "majority": item.majority.to_json(),
-                "kmer": item.kmer.to_json(),
-            }
-            for name, item in found.items()
-        },
-    )
-
-
-def log_counts(spec: Dataset, examples: list[list[str]]) -> "csr_matrix":
-    """log(1 + k-mer count): float32 CSR [examples, k-mers of the first molecule + those of the second]."""
-    from scipy.sparse import hstack
-
-    blocks = [
-        _kmer_counts([sequences[position] for sequences in examples], molecule.type)
-        for position, molecule in enumerate(spec.molecules)
-    ]
-    counts = blocks[0] if len(blocks) == 1 else hstack(blocks, format="csr")
-    counts.data = np.log1p(counts.data)
-    return counts
-
-
-def _kmer_counts(sequences: list[str], molecule: MoleculeType) -> "csr_matrix":
-    """Counts of every k-mer of the plain alphabet; a k-mer with another letter (N, X) is left out."""
-    from scipy.sparse import csr_matrix
-
-    alphabet = _ALPHABETS[molecule]
-    longest, letters = _LONGEST_KMER[molecule], len(alphabet)
-    codes_of_bytes = np.full(256, -1, dtype=np.int32)
-    for code, letter in enumerate(alphabet):
-        codes_of_bytes[ord(letter)] = codes_of_bytes[ord(letter.lower())] = code
-    lengths = np.array([len(sequence) for sequence in sequences])
-    codes = codes_of_bytes[np.frombuffer("".join(sequences).encode("ascii", "replace"), dtype=np.uint8)]
-    owners = np.repeat(np.arange(len(sequences), dtype=np.int64), lengths)
-    width = sum(letters**k for k in range(1, longest + 1))
-    # One k-mer per position and k: grown from the one of k - 1, void where it leaves the sequence or the alphabet.
-    kmers, plain = np.zeros(len(codes), dtype=np.int64), np.ones(len(codes), dtype=bool)
-    cells, offset = [], 0
-    for k in range(1, longest + 1):
-        last = np.roll(codes, 1 - k)
-        kmers = kmers * letters + last
-        plain = plain & (last >= 0) & (np.roll(owners, 1 - k) == owners)
-        if k > 1:
-            plain[len(plain) - k + 1 :] = False
-        cells.append(owners[plain] * width + offset + kmers[plain])
-        offset += letters**k
-    unique, counts = np.unique(np.concatenate(cells), return_counts=True)
-    rows, columns = np.divmod(unique, width)
-    starts = np.searchsorted(rows, np.arange(len(sequences) + 1))
-    return csr_matrix((counts.astype(np.float32), columns.astype(np.int32), starts), shape=(len(sequences), width))
-
-
-def _inverse_deviation(features: "csr_matrix") -> Any:
-    """Diagonal matrix that scales columns to unit variance without centring, so that they stay sparse."""
-    from scipy.sparse import diags
-
-    mean = np.asarray(features.mean(axis=0)).ravel()
-    variance = np.asarray(features.multiply(features).mean(axis=0)).ravel() - mean**2
-    deviation = np.sqrt(np.maximum(variance, 0))
-    return diags(np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0).astype(np.float32))
-
-
-def _model(task: Task, regularisation: float) -> Any:
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    if task.label.kind == "regression":
-        return Ridge(alpha=regularisation, solver="sparse_cg", tol=1e-4)
-    return LogisticRegression(C=regularisation, max_iter=200, tol=1e-3)
-
-
-def _choose(task: Task, held_out: list[tuple[Any, NDArray[np.float64], Any, NDArray[np.float64]]]) -> float:
-    """The regularisation with the best mean metric on the held-out parts; the strongest one of equals."""
-    grid = RIDGE_ALPHA if task.label.kind == "regression" else LOGISTIC_C
-    best, best_value = grid[0], -np.inf
-    for candidate in grid:
-        values = []
-        for features, labels, held_features, held_labels in held_out:
-            told = np.asarray(_model(task, candidate).fit(features, labels).predict(held_features), dtype=np.float64)
-            values.append(measure(task, held_labels, told, seed=0, resamples=1).value.value)
-        if np.mean(values) > best_value + 1e-9:
-            best, best_value = candidate, float(np.mean(values))
-    return best
-
-
-def _folds(features: Any, labels: NDArray[np.float64], seed: int) -> list[tuple[Any, NDArray[np.float64], Any, Any]]:
-    if len(labels) < _FOLDS:
-        return [(features, labels, features, labels)]
-    order = np.random.default_rng(seed).permutation(len(labels))
-    parts = [order[start::_FOLDS] for start in range(_FOLDS)]
-    folds = []
-    for held in parts:
-        rest = np.setdiff1d(order, held)
-        if len(np.unique(labels[rest])) > 1:
-            folds.append((features[rest], labels[rest], features[held], labels[held]))
-    return folds or [(features, labels, features, labels)]
-
-
-def _read_and_fit(spec: Dataset, split: Split, limit: int | None, seed: int, resamples: int) -> Baselines:
-    dev = read_examples(spec, "dev") if "dev" in spec.splits and split != "dev" else None
-    train, test = read_examples(spec, "train"), read_examples(spec, split, limit=limit)
-    return baselines(spec, train, test, dev=dev, seed=seed, resamples=resamples)
 
 
 def _unseen(train: pa.Table, test: pa.Table) -> NDArray[np.bool_]:
     seen = {tuple(sequences) for sequences in test["sequences"].to_pylist()}
     return np.array([tuple(sequences) not in seen for sequences in train["sequences"].to_pylist()], dtype=bool)
-
-
-def _labels(table: pa.Table) -> NDArray[np.float64]:
-    """float64 [rows]: the one number of each label."""
-    return table["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-
-
-def _constant(task: Task, labels: NDArray[np.float64]) -> float:
-    if task.label.kind == "regression":
-        return float(labels.mean())
-    values, counts = np.unique(labels, return_counts=True)
-    return float(values[counts.argmax()])

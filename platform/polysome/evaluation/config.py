@@ -1,30 +1,68 @@
 """The recipe of an evaluation."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from polysome.config import Config
+from polysome.data.skeleton import Wording
+from polysome.inference.endpoint import Endpoint, as_endpoint
 from polysome.specs import Prompt, Split
+
+Mode = Literal["text", "scores"]
+"""What an example is asked for: an answer in words, or the likelihood of every answer of a closed set."""
+Style = Literal["chat", "open_llm", "closed_llm"]
+"""`chat`: the question as our models are trained on it. `open_llm`, `closed_llm`: as the paper asks its baselines."""
+Baseline = Literal["majority", "mean", "median", "constant", "length", "kmer", "cnn"]
+"""`majority`: the most frequent label of the training rows. `mean`, `median`: of their numbers. `constant`: of 101
+quantiles of them the one with the best mixed score. `length`: linear in 32 bins of each molecule's length. `kmer`:
+linear in k-mer counts. `cnn`: a small convolutional network."""
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+CHEAP: tuple[Baseline, ...] = BASELINES[:-1]
+"""Those that take seconds."""
+BASELINES_FILE = "baselines.json"
+"""Keeps baselines, which follow from the data alone, from one evaluation to the next."""
 
 
 class EvaluationSettings(Config):
-    """Which tasks are asked, and how: a recipe but for its name and model. Answers are greedy."""
+    """Which tasks are asked, and how: a recipe but for its name and model. Answers are greedy.
+
+    Every answer in words is read by both parsers, strict and official, whose numbers stand apart (E-6).
+    """
 
     seed: int = 42
-    """Of the question template of each example and of the bootstrap."""
+    """Of the rows that a limit leaves, of the question template of each example, and of the bootstrap."""
     tasks: Annotated[list[str], Field(min_length=1)]
     """Names of data sets that declare a task."""
     split: Split = "test"
+    subsets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Of the split; those that are not optional when not given. Every task must have them."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Ask only the first so many examples of each task. For trying out: the report says so."""
+    """Ask only so many examples of each task, drawn by the seed. For trying out: the report says so."""
+    modes: Annotated[list[Mode], Field(min_length=1)] = ["text"]
+    """`text`: an answer in words, which is parsed. `scores`: the likelihood of every answer of a closed set, which
+    gives class probabilities and expected numbers."""
+    style: Style = "chat"
+    """`open_llm` and `closed_llm` ask as the paper asks its baselines (A-131, A-132)."""
     prompt: Prompt = "concise"
-    """System prompt. Metric tables use `concise` (A-74)."""
+    """System prompt of style `chat`. Metric tables use `concise` (A-74)."""
     tagged: bool = False
     """Put the task tag before the question (A-62: off by default)."""
+    wording: Wording = "faithful"
+    """`conditioned` questions name the mark, factor or cell line too; every task must declare them (AMB-12)."""
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 32
+    """A-134: 64 for baselines, 1024 with reasoning."""
+    sentiment: str | None = None
+    """Local folder of a sentiment model for the official parser of yes-no answers without a keyword (A-101); without
+    one such answers count as wrong."""
+    prior_correction: bool = False
+    """Tell scores relative to those under the same question without its molecules."""
+    calibration_rows: Annotated[int, Field(ge=0)] = 2000
+    """Most dev rows, and no more than `limit`, that are scored to fit class probabilities; 0: no calibration."""
+    baselines: list[Baseline] = list(CHEAP)
+    """Trivial systems that are measured on the same rows (A-119); `cnn` takes minutes a task."""
     actors: Annotated[int, Field(ge=1)] = 2
-    """Engines that answer side by side; fewer start when the cluster has fewer CPUs or GPUs."""
+    """Engines that answer side by side; fewer start when the cluster has fewer CPUs or GPUs. An endpoint has one."""
     cpus_per_actor: Annotated[int, Field(ge=1)] = 1
     gpus_per_actor: Annotated[float, Field(ge=0, le=1)] = 0
     """Above 0 the engines run on a GPU; a fraction lets several share one."""
@@ -38,17 +76,51 @@ class EvaluationSettings(Config):
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples of the confidence intervals (E-5)."""
 
-    @field_validator("tasks")
+    @field_validator("tasks", "modes", "subsets", "baselines")
     @classmethod
-    def _distinct(cls, tasks: list[str]) -> list[str]:
-        if len(set(tasks)) != len(tasks):
-            raise ValueError("each task may stand once")
-        return tasks
+    def _distinct(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError("each may stand once")
+        return names
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "EvaluationSettings":
+        if self.style != "chat" and self.prompt != "concise":
+            raise ValueError(f"style {self.style!r} brings its own system prompt: leave prompt out")
+        return self
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What an answer in words depends on beside model and question."""
+        return {"temperature": 0.0, "max_new_tokens": self.max_new_tokens}
 
 
 class EvaluationConfig(EvaluationSettings):
     """The whole recipe of an evaluation."""
 
     name: str
-    model: str
-    """Hugging Face folder (safetensors, tokenizer with a chat template), local or any fsspec URL."""
+    model: str | Endpoint
+    """Hugging Face folder (safetensors, tokenizer with a chat template), local or any fsspec URL; or an
+    OpenAI-compatible endpoint, as its http(s) address or with `url`, `model`, `key_variable`, `budget` and the rest."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter for the model folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _addresses_are_endpoints(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("model"), str):
+            content = {**content, "model": as_endpoint(content["model"]) or content["model"]}
+        return content
+
+    @model_validator(mode="after")
+    def _adapters_have_folders(self) -> "EvaluationConfig":
+        if self.adapter is not None and isinstance(self.model, Endpoint):
+            raise ValueError("an endpoint takes no adapter: serve its merged export")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The model in words: its folder, or the endpoint's address and model."""
+        if isinstance(self.model, Endpoint):
+            return f"{self.model.url} {self.model.model or ''}".rstrip()
+        return self.model

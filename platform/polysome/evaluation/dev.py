@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polysome.config import ConfigurationError
 from polysome.data.examples import read_examples
 from polysome.data.render import choose, choose_question_template, messages, question
 from polysome.evaluation import parsers
 from polysome.evaluation.actors import ask
-from polysome.evaluation.measure import measure, require_measured
+from polysome.evaluation.measure import measure
 from polysome.inference.engine import Conversation, Engine, Generation
-from polysome.specs import Dataset, Prompt, RegressionLabel, Split, dataset
+from polysome.specs import (
+    Dataset,
+    GenerationLabel,
+    MultiRegressionLabel,
+    Prompt,
+    RegressionLabel,
+    Split,
+    Value,
+    dataset,
+)
 
 Answer = tuple[int, str | None]
 """Number of a question and the answer's text; None where the engine refused the question."""
@@ -29,12 +36,12 @@ class DevTask:
     """The questions of one task.
 
     Attributes:
-        labels: 1/0, class indices or numbers.
+        labels: decoded; of a generation the text.
     """
 
     spec: Dataset
     conversations: tuple[Conversation, ...]
-    labels: tuple[float, ...]
+    labels: tuple[Value | str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class DevEvaluation:
             prompt: system prompt.
 
         Raises:
-            ConfigurationError: a task is not declared, or is not measured yet.
+            ConfigurationError: a task is not declared.
             DataError: a data set's files are missing or not what they should be.
         """
         return cls(tuple(_dev_task(name, split, limit, seed, prompt) for name in tasks), max_new_tokens)
@@ -95,9 +102,9 @@ class DevEvaluation:
         Returns:
             For every task, by data set name: `metric`, `value` (raw, -1 to 1 or 0 to 1), `n`, `parse_rate`,
             `dominant_answer_share` (of the most frequent answer, what says nothing counted as one answer) and
-            `prediction_spread`: the standard deviation of the predicted numbers over that of the labels, or the entropy
-            of the predicted classes over that of the labels; 0 when the model says one thing whatever it is asked,
-            None when the labels are all the same.
+            `prediction_spread`: the standard deviation of the predicted numbers over that of the labels (of several
+            outputs the mean), or the entropy of the predicted classes, sets or texts over that of the labels; 0 when
+            the model says one thing whatever it is asked, None when the labels are all the same.
 
         Raises:
             ValueError: a question was answered twice or not at all.
@@ -123,15 +130,16 @@ def _dev_task(name: str, split: Split, limit: int, seed: int, prompt: Prompt) ->
             where="dev.tasks",
             fix="name data sets that declare a task, or name a prepared folder in dev.data",
         )
-    require_measured(spec, where="dev.tasks")
     examples = read_examples(spec, split)
     draws = [choose(example_id, seed, "dev") for example_id in examples["id"].to_pylist()]
     chosen = np.sort(np.argsort(draws, kind="stable")[:limit])
-    conversations, labels = [], []
-    for example in examples.select(["id", "sequences", "label"]).take(chosen).to_pylist():
+    text = isinstance(spec.task.label, GenerationLabel)
+    conversations: list[Conversation] = []
+    labels: list[Value | str] = []
+    for example in examples.select(["id", "sequences", "label", "answer"]).take(chosen).to_pylist():
         template = choose_question_template(spec, example["id"], seed)
         conversations.append(messages(prompt, question(spec, example["sequences"], template=template)))
-        labels.append(float(example["label"][0]))
+        labels.append(example["answer"] if text else tuple(map(float, example["label"])))
     return DevTask(spec, tuple(conversations), tuple(labels))
 
 
@@ -139,28 +147,33 @@ def _measured(task: DevTask, texts: Sequence[str | None]) -> dict[str, Any]:
     assert task.spec.task is not None
     parse = parsers.parser(task.spec.task)
     parsed = [None if text is None else parse(text) for text in texts]
-    labels = np.array(task.labels)
-    predictions = np.array([math.nan if value is None else value for value in parsed])
     # Nobody reads an interval of a few examples in the middle of a run: no resampling.
-    measurement = measure(task.spec.task, labels, predictions, seed=0, resamples=1)
-    regression = isinstance(task.spec.task.label, RegressionLabel)
-    spread = _deviation if regression else _entropy
-    told = predictions[~np.isnan(predictions)]
-    varied = spread(labels)
+    measurement = measure(task.spec.task, task.labels, parsed, seed=0, resamples=0)
+    told = [value for value in parsed if value is not None]
+    numeric = isinstance(task.spec.task.label, RegressionLabel | MultiRegressionLabel)
     return {
         "metric": measurement.metric,
         "value": measurement.value.value,
-        "n": len(labels),
-        "parse_rate": len(told) / len(labels),
-        "dominant_answer_share": max(Counter(parsed).values()) / len(labels),
-        "prediction_spread": spread(told) / varied if varied else None,
+        "n": len(task.labels),
+        "parse_rate": len(told) / len(task.labels),
+        "dominant_answer_share": max(Counter(parsed).values()) / len(task.labels),
+        "prediction_spread": _number_spread(task.labels, told) if numeric else _entropy_spread(task.labels, told),
     }
 
 
-def _deviation(values: NDArray[np.float64]) -> float:
-    return float(values.std()) if len(values) else 0.0
+def _number_spread(labels: Sequence[Any], told: Sequence[Any]) -> float | None:
+    varied = np.std(np.array(labels), axis=0)
+    if not varied.any():
+        return None
+    spread = np.std(np.array(told), axis=0) if told else np.zeros_like(varied)
+    return float((spread[varied > 0] / varied[varied > 0]).mean())
 
 
-def _entropy(values: NDArray[np.float64]) -> float:
-    shares = np.unique(values, return_counts=True)[1] / max(len(values), 1)
+def _entropy_spread(labels: Sequence[Any], told: Sequence[Any]) -> float | None:
+    varied = _entropy(labels)
+    return _entropy(told) / varied if varied else None
+
+
+def _entropy(values: Sequence[Any]) -> float:
+    shares = np.array(list(Counter(values).values())) / max(len(values), 1)
     return float(-(shares * np.log(shares)).sum())

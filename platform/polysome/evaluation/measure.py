@@ -1,26 +1,30 @@
-"""Measurement: a task's labels and parsed answers in, its metric with interval, n and parse rate out."""
+"""Measurement: a task's labels and parsed answers in, its metrics with intervals, n and parse rate out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polysome.config import ConfigurationError
-from polysome.evaluation import intervals, metrics
-from polysome.specs import Dataset, Metric, MulticlassLabel, Task
+from polysome.evaluation import metrics, statistics
+from polysome.evaluation.metrics import Floats
+from polysome.evaluation.mixed import LARGEST
+from polysome.evaluation.official import WRONG, Prediction
+from polysome.evaluation.quantities import Quantity, Style, decided, is_error, quantities, scored_quantities
+from polysome.evaluation.rows import ClassRows, NumberRows, Rows, SetRows, TextRows, rows_of, says_one
+from polysome.specs import BinaryLabel, MulticlassLabel, MultilabelLabel, Task, Value
 
-MEASURED: tuple[Metric, ...] = ("mcc", "accuracy", "spearman")
-"""Metrics that can be measured."""
+__all__ = ["SCALE", "Estimate", "Measurement", "Style", "compare", "is_error", "measure", "predictions_of"]
+
 SCALE = 100
 """Reported values are the raw ones times this, with two decimals (XP-4)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A raw value with its 95 % confidence interval."""
+    """A raw value with its 95 % confidence interval; nan where undefined."""
 
     value: float
     low: float
@@ -44,12 +48,17 @@ class Measurement:
     """Share of answers that say one label; None where nothing is parsed, as in a baseline."""
     notes: tuple[str, ...] = ()
     subsets: Mapping[str, "Measurement"] = field(default_factory=dict)
+    style: Style = "strict"
+    """How answers were read; numbers of different styles are never compared (E-6)."""
+    extras: Mapping[str, Estimate] = field(default_factory=dict)
+    """All further metrics of the task, by id; see `quantities`."""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able: the value and its interval scaled, and raw beside it; nan as null."""
+        """JSON-able: the value and its interval scaled, and raw beside it; extras raw; nan as null."""
         value, low, high = self.value.scaled()
         content: dict[str, Any] = {
             "metric": self.metric,
+            "style": self.style,
             "n": self.n,
             "scale": SCALE,
             "value": value,
@@ -58,6 +67,7 @@ class Measurement:
             "raw": asdict(self.value),
             "parse_rate": asdict(self.parse_rate) if self.parse_rate else None,
             "notes": list(self.notes),
+            "extras": {name: asdict(estimate) for name, estimate in self.extras.items()},
         }
         if self.subsets:
             content["subsets"] = {name: subset.to_json() for name, subset in self.subsets.items()}
@@ -65,7 +75,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Measurement":
-        """The measurement that `to_json` wrote."""
+        """The measurement that `to_json` wrote, or an earlier version of it, without style and extras."""
         parse_rate = content["parse_rate"]
         return cls(
             content["metric"],
@@ -74,84 +84,208 @@ class Measurement:
             _estimate(parse_rate) if parse_rate else None,
             tuple(content["notes"]),
             {name: cls.from_json(subset) for name, subset in content.get("subsets", {}).items()},
-        )
-
-
-def require_measured(spec: Dataset, *, where: str) -> None:
-    """Check that the task's metric can be measured.
-
-    Raises:
-        ConfigurationError: the task's label is not one number or class.
-    """
-    assert spec.task is not None
-    if spec.task.metric not in MEASURED:
-        raise ConfigurationError(
-            f"{spec.name!r} is measured by {spec.task.metric}, which is not built yet",
-            where=where,
-            fix=f"name tasks that are measured by one of {', '.join(MEASURED)}; `polysome datasets ls` shows them",
+            content.get("style", "strict"),
+            {name: _estimate(estimate) for name, estimate in content.get("extras", {}).items()},
         )
 
 
 def measure(
     task: Task,
-    labels: NDArray[np.float64],
-    predictions: NDArray[np.float64],
+    labels: Sequence[Value | str],
+    predictions: Sequence[Prediction],
     *,
+    style: Style = "strict",
+    scores: Floats | None = None,
+    groups: NDArray[np.int64] | None = None,
     seed: int,
     resamples: int = 1000,
     parsed: bool = True,
-    subsets: list[str | None] | None = None,
+    subsets: Sequence[str | None] | None = None,
 ) -> Measurement:
-    """Measure predictions [n] (nan: unparsable) against labels [n] by the task's metric.
+    """Measure predictions against labels by the task's metric, and by all others of its kind of label.
+
+    A row that could not be parsed counts as A-110..A-118 say: wrong, pro-rated, or naming no label.
 
     Args:
         task: says the metric and the label's kind.
-        labels: 1/0, class indices or numbers.
-        predictions: the same, nan where the answer was unparsable.
+        labels: one decoded label per row; of a generation the text.
+        predictions: the same, or None (or a marker of the official parser) where the answer says none.
+        style: how the answers were read.
+        scores: [n, classes] log-likelihoods (binary: negative, positive), or [n] or [n, outputs] expected numbers; a
+            row with a nan was not scored and counts as wrong. They give the metrics whose id ends in `_scored`.
+        groups: [n], the leakage group of each row; intervals then come from resampling whole groups.
         seed: of the bootstrap.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; 0: no intervals but of shares.
         parsed: whether predictions were parsed from text, so that a parse rate is meant.
         subsets: name of each example's subset; where there are several, each is measured as well.
+
+    Raises:
+        DataError: a label is nan or not one of this task; the message names the row.
+        ValueError: lengths or shapes differ, or a prediction is not of the task's kind.
     """
     n = len(labels)
-    parsed_rows = int((~np.isnan(predictions)).sum())
-    notes = []
-    if task.metric == "spearman":
-        raw = float(metrics.pro_rated_spearman(labels, predictions)) if n else math.nan
-        interval = intervals.bootstrap_spearman(labels, predictions, resamples=resamples, seed=seed)
-        for name, values in (("labels", labels), ("answers", predictions)):
-            if parsed_rows and metrics.is_constant(values):
-                notes.append(f"all {name} are the same: correlation undefined, counted 0")
-    elif task.metric == "mcc":
-        classes = len(task.label.classes) if isinstance(task.label, MulticlassLabel) else 2
-        confusion = metrics.confusion_matrix(labels, predictions, classes)
-        raw = float(metrics.matthews(confusion)) if n else math.nan
-        interval = intervals.bootstrap_matthews(confusion, resamples=resamples, seed=seed)
-    else:
-        raw = metrics.accuracy(labels, predictions)
-        interval = intervals.wilson(int((labels == predictions).sum()), n)
-    if n and not parsed_rows:
-        notes.append("no answer could be parsed")
+    for name, given in (("scores", scores), ("groups", groups), ("subsets", subsets)):
+        if given is not None and len(given) != n:
+            raise ValueError(f"{n} labels and {len(given)} {name}")
+    rows = rows_of(task, labels, predictions)
+    said = sum(map(says_one, labels, predictions))
+    found: dict[str, Quantity] = {}
+    if n:
+        found = quantities(task, rows, style) | (scored_quantities(task, rows, scores) if scores is not None else {})
+    estimates = _estimates(found, n, groups, resamples, seed)
+    value = estimates.pop(task.metric, Estimate(math.nan, math.nan, math.nan))
     names = sorted({name for name in subsets or [] if name is not None})
-    membership = np.array(subsets or [], dtype=object)
+
+    def part(name: str) -> Measurement:
+        chosen = np.array([subset == name for subset in subsets or []])
+        places = np.flatnonzero(chosen).tolist()
+        return measure(
+            task,
+            [labels[place] for place in places],
+            [predictions[place] for place in places],
+            style=style,
+            scores=None if scores is None else scores[chosen],
+            groups=None if groups is None else groups[chosen],
+            seed=seed,
+            resamples=resamples,
+            parsed=parsed,
+        )
+
     return Measurement(
         task.metric,
         n,
-        Estimate(raw, *interval),
-        Estimate(parsed_rows / n if n else math.nan, *intervals.wilson(parsed_rows, n)) if parsed else None,
-        tuple(notes),
-        {
-            name: measure(
-                task,
-                labels[membership == name],
-                predictions[membership == name],
-                seed=seed,
-                resamples=resamples,
-                parsed=parsed,
-            )
-            for name in (names if len(names) > 1 else [])
-        },
+        value,
+        Estimate(said / n if n else math.nan, *statistics.share_interval(said, n)) if parsed else None,
+        tuple(_notes(task, rows, predictions, scores, style, said)) if n else ("no examples: nothing was measured",),
+        {name: part(name) for name in (names if len(names) > 1 else [])},
+        style,
+        estimates,
     )
+
+
+def compare(
+    task: Task,
+    labels: Sequence[Value | str],
+    first: Sequence[Prediction],
+    second: Sequence[Prediction],
+    *,
+    style: Style = "strict",
+    groups: NDArray[np.int64] | None = None,
+    seed: int,
+    resamples: int = 1000,
+) -> statistics.Difference:
+    """How far two systems are apart by the task's metric on the same rows, by the paired bootstrap.
+
+    Arguments and errors as of `measure`.
+    """
+    if not len(labels):
+        return statistics.Difference(*(math.nan,) * 5)
+    one, other = (quantities(task, rows_of(task, labels, told), style)[task.metric] for told in (first, second))
+    if one.resampled is None or other.resampled is None:
+        return statistics.Difference(one.value - other.value, *(math.nan,) * 4)
+    return statistics.difference(
+        one.value - other.value,
+        one.resampled,
+        other.resampled,
+        len(labels),
+        resamples=resamples,
+        seed=seed,
+        groups=groups,
+    )
+
+
+def predictions_of(task: Task, scores: Floats) -> list[Prediction]:
+    """What scores say (shapes as in `measure`): the most likely class or label, or the numbers; None for a nan row."""
+    table = np.asarray(scores, dtype=np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    label = task.label
+    if isinstance(label, BinaryLabel | MulticlassLabel | MultilabelLabel):
+        best = decided(table)
+        # The column after the last class is that of `none`.
+        none = float(len(label.classes)) if isinstance(label, MultilabelLabel) else math.inf
+        return [None if math.isnan(place) else () if place == none else (place,) for place in best.tolist()]
+    return [None if any(map(math.isnan, row)) else tuple(row) for row in table.tolist()]
+
+
+def _estimates(
+    found: Mapping[str, Quantity], n: int, groups: NDArray[np.int64] | None, resamples: int, seed: int
+) -> dict[str, Estimate]:
+    clustered = groups is not None and len(np.unique(groups)) < n
+    resampled = {
+        name: quantity.resampled
+        for name, quantity in found.items()
+        if quantity.resampled is not None and (clustered or quantity.right is None)
+    }
+    values = statistics.bootstrap(resampled, n, resamples=resamples, seed=seed, groups=groups if clustered else None)
+    estimates = {}
+    for name, quantity in found.items():
+        if name in values:
+            interval = statistics.percentiles(values[name])
+        elif quantity.right is not None:
+            interval = statistics.share_interval(quantity.right, n)
+        else:
+            interval = statistics.UNKNOWN
+        estimates[name] = Estimate(quantity.value, *interval)
+    return estimates
+
+
+def _notes(
+    task: Task, rows: Rows, predictions: Sequence[Prediction], scores: Floats | None, style: Style, said: int
+) -> list[str]:
+    notes = ["no answer could be parsed"] if said == 0 else []
+    if isinstance(rows, ClassRows):
+        told = metrics.resolved(rows.labels, rows.predictions, rows.classes).astype(float)
+        if task.metric == "mcc":
+            notes += [
+                f"all {name} are the same class: MCC undefined, counted 0"
+                for name, values in (("labels", rows.labels), ("answers", told))
+                if metrics.is_constant(values)
+            ]
+    elif isinstance(rows, NumberRows):
+        notes += _number_notes(task, rows) if said else []
+    elif isinstance(rows, SetRows):
+        notes += _column_notes(task, rows, style)
+    elif isinstance(rows, TextRows) and said < len(predictions):
+        notes.append(f"{len(predictions) - said} answers are empty and score 0")
+    notes += _official_notes(task, predictions, style)
+    if scores is not None and (lost := int(np.isnan(scores.reshape(len(scores), -1)).any(axis=1).sum())):
+        notes.append(f"{lost} rows have no scores and count as wrong in the score-based metrics")
+    return notes
+
+
+def _number_notes(task: Task, rows: NumberRows) -> list[str]:
+    notes = [
+        f"all {name}{f' of {output}' if output else ''} are the same: correlation undefined, counted 0"
+        for name, table in (("labels", rows.labels), ("answers", rows.predictions))
+        for output, values in zip(rows.outputs, table.T, strict=True)
+        if metrics.is_constant(values)
+    ]
+    beyond = int((np.abs(np.nan_to_num(rows.predictions)) > LARGEST).sum())
+    if task.metric == "mixed" and beyond:
+        notes.append(f"{beyond} answers are beyond ±{LARGEST:g} and count as invalid (A-118)")
+    return notes
+
+
+def _column_notes(task: Task, rows: SetRows, style: Style) -> list[str]:
+    if task.metric != "auc":
+        return []
+    both = metrics.has_both(rows.labels)
+    lost = [name for name, defined in zip(rows.columns, both, strict=True) if not defined]
+    if not lost:
+        return []
+    outcome = "the official AUC is undefined" if style == "official" else "left out of the mean"
+    return [f"one class alone in {', '.join(lost)}: AUC undefined, {outcome} (A-116)"]
+
+
+def _official_notes(task: Task, predictions: Sequence[Prediction], style: Style) -> list[str]:
+    if style != "official" or not isinstance(task.label, BinaryLabel):
+        return []
+    unjudged = sum(prediction is None for prediction in predictions)
+    doubtful = sum(prediction is WRONG for prediction in predictions)
+    notes = [f"{doubtful} answers say that they do not know and count as wrong (A-101)"] if doubtful else []
+    if unjudged:
+        notes.append(f"{unjudged} answers hold no keyword and no sentiment model judged them: counted wrong (A-101)")
+    return notes
 
 
 def _estimate(content: Mapping[str, Any]) -> Estimate:

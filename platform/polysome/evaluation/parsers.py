@@ -1,18 +1,55 @@
 """Strict parsers: an answer's text in, a label or None (unparsable) out (AMB-9).
 
-What is parsed is the final answer: the text after `</think>`, and within it first what follows the last "answer is",
-"Answer:" or "Final answer:" (A-106). Words count whole, negation turns a word around, and what does not say clearly one
-thing is unparsable, which measures as wrong and lowers the parse rate.
+What is parsed is the final answer: the text after `</think>`, and within it first a JSON answer (A-107), then a boxed
+one (E-4), then what follows the last "answer is", "Answer:" or "Final answer:" (A-106). Words count whole, negation
+turns a word around, and what does not say clearly one thing is unparsable, which measures as wrong and lowers the
+parse rate.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from polysome.specs import BinaryLabel, MulticlassLabel, Task
+from polysome.evaluation.json_answers import json_answer
+from polysome.evaluation.official import (
+    DENIED,
+    WRONG,
+    Parser,
+    Prediction,
+    Sentiment,
+    are_ec_numbers,
+    official_parser,
+)
+from polysome.evaluation.written_numbers import HYPHENS, assign, numbers, numbers_at
+from polysome.specs import (
+    BinaryLabel,
+    MulticlassLabel,
+    MultilabelLabel,
+    MultiRegressionLabel,
+    RegressionLabel,
+    Task,
+    Value,
+)
 
-Parser = Callable[[str], float | None]
-"""An answer as the task's label (1.0 or 0.0, class index, or number); None when it says none, or not clearly one."""
+__all__ = [
+    "DENIED",
+    "WRONG",
+    "Parser",
+    "Prediction",
+    "Segment",
+    "Sentiment",
+    "numbers",
+    "parse_binary",
+    "parse_class",
+    "parse_ec_numbers",
+    "parse_labels",
+    "parse_number",
+    "parse_numbers",
+    "parse_text",
+    "parser",
+    "segments",
+]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -20,6 +57,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 _MARKER = re.compile(r"(?:\bfinal answer|\banswer)\s*(?:\*\*)?\s*(?:is\b\s*:?|:)", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LATEX = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _LEADING = re.compile(r"\W*(yes|no)(?=\s*(?:[^\w\s]|$))", re.IGNORECASE)
 _CLAUSE = re.compile(r"[.,;:!?\n()]+|\b(?:but|however|although|though|whereas|while)\b")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
@@ -34,19 +73,11 @@ _POSITIVE = _words(
 )
 _NEGATIVE = _words(
     "no not never none without cannot neither non absent absence negative false lack lacks lacking fails "
-    "insoluble unlikely"
+    "insoluble unlikely unmodified"
 )
 _CODING = re.compile(r"\bnon[- ]coding\b")
 """A kind of RNA, not a negation."""
-_NUMBER = re.compile(
-    r"(?<![\w.])(?<![A-Za-z_]-)"
-    r"((?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)"
-    r"(?![\w'\u2019\u2032]|\.\d)",
-    re.IGNORECASE,
-)
-_HYPHENS = str.maketrans({"\u2212": "-", "\u2013": "-"})
-"""Minus sign and en dash."""
-SIGNIFICANT_DIGITS = 6
+_EC_NUMBER = re.compile(r"(?:(?<![\w.])|(?<=\bec))(\d+\.(?:\d+|-)\.(?:\d+|-)\.(?:n?\d+|-))(?!\w|\.\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +90,7 @@ class Segment:
 
 
 def segments(answer: str) -> list[Segment]:
-    """What to parse, in order: the marked final answer if there is one, then all that follows the thinking.
+    """What to parse, in order: final answers (in JSON, boxed, marked by words), then all that follows the thinking.
 
     An answer that is still thinking at its end has no segment.
     """
@@ -67,11 +98,16 @@ def segments(answer: str) -> list[Segment]:
     if not closed and "<think>" in answer:
         return []
     text = after if closed else answer
-    found = [Segment(text, bool(closed))] if text.strip() else []
+    found = []
+    if (told := json_answer(text)) is not None:
+        found.append(Segment(told, True))
+    if boxed := _BOXED.findall(text):
+        found.append(Segment(_LATEX.sub(r"\1", boxed[-1]), True))
     markers = list(_MARKER.finditer(text))
-    if markers and (marked := text[markers[-1].end() :]).strip():
-        found.insert(0, Segment(marked, True))
-    return found
+    if markers:
+        found.append(Segment(text[markers[-1].end() :], True))
+    found.append(Segment(text, bool(closed)))
+    return [segment for segment in found if segment.text.strip()]
 
 
 def parse_binary(answer: str, *, positive: tuple[str, ...] = (), negative: tuple[str, ...] = ()) -> float | None:
@@ -92,7 +128,7 @@ def parse_binary(answer: str, *, positive: tuple[str, ...] = (), negative: tuple
             return float(leading.group(1) == "yes")
         if _UNCERTAIN.search(text):
             return None
-        sides = {side for clause in _CLAUSE.split(text) if (side := _side(clause)) is not None}
+        sides = _sides(text)
         if len(sides) == 1:
             return sides.pop()
         if sides:
@@ -107,23 +143,14 @@ def parse_class(answer: str, classes: list[str]) -> float | None:
     an underscore, unless only these tell two names apart; and not after a negation in the same clause. Where several
     different names stand, the last one counts if the model marked a final answer, else none.
     """
+    fold = frozenset(classes if len({_spaced(name) for name in classes}) == len(classes) else ())
     for segment in segments(answer):
-        named = _classes_in(segment.text, classes)
+        named = [index for index, negated in _names_in(segment.text, classes, fold) if not negated]
         if len(set(named)) == 1 or (named and segment.final):
             return float(named[-1])
         if named:
             return None
     return None
-
-
-def numbers(text: str) -> list[float]:
-    """All numbers in a text, each to six significant digits (A-100, F-3 strict).
-
-    Exponents and thousands commas are read; a hyphen after a digit is a range, not a minus; digits that belong to a
-    name or a primed position (`H3K4`, `m6A`, `IL-2`, `5'`) are none.
-    """
-    text = text.translate(_HYPHENS)
-    return [float(f"{float(found.replace(',', '')):.{SIGNIFICANT_DIGITS}g}") for found in _NUMBER.findall(text)]
 
 
 def parse_number(answer: str) -> float | None:
@@ -134,19 +161,106 @@ def parse_number(answer: str) -> float | None:
     return None
 
 
-def parser(task: Task) -> Parser:
-    """The strict parser of a task."""
+def parse_numbers(answer: str, outputs: list[str]) -> Value | None:
+    """One number for each output, in the order of `outputs`; None unless exactly so many stand there (A-100).
+
+    Names beside the numbers say which is whose; see `assign`.
+    """
+    for segment in segments(answer):
+        if found := numbers_at(segment.text):
+            return assign(segment.text, found, outputs) if len(found) == len(outputs) else None
+    return None
+
+
+def parse_labels(answer: str, label: MultilabelLabel) -> Value | None:
+    """Indices of the names that the answer affirms, `()` where it says that there are none; None otherwise (F-5).
+
+    Names count whole, longest first, so that `m6Am` names neither `m6A` nor `Am`; a name of letters alone only as it is
+    written, since `am` is a word. Doubt, or names beside "none", make the answer unparsable.
+    """
+    distinct = len({name.lower() for name in label.classes}) == len(label.classes)
+    fold = frozenset(name for name in label.classes if distinct and not name.isalpha())
+    for segment in segments(answer):
+        if _UNCERTAIN.search(segment.text.lower()):
+            return None
+        places = list(_names_in(segment.text, label.classes, fold))
+        named = sorted({index for index, negated in places if not negated})
+        none = re.search(rf"\b{re.escape(label.none)}\b", segment.text, re.IGNORECASE) if label.none else None
+        if named:
+            return None if none else tuple(map(float, named))
+        if none or (label.none and not places and _sides(segment.text) == {0.0}):
+            return ()
+    return None
+
+
+def parse_ec_numbers(answer: str, classes: list[str], *, parents: bool = False) -> Value | None:
+    """Indices of the Enzyme Commission numbers that the answer affirms, `n1` and the like among them (AMB-15, F-14).
+
+    A number that is not listed is no class, as is one after a negation; None where the answer holds no number at all.
+
+    Args:
+        parents: a number also names the listed partial ones above it: 2.7.7.7 names 2.7.7.- as well.
+    """
+    places = {name: index for index, name in enumerate(classes)}
+    for segment in segments(answer):
+        text = segment.text.translate(HYPHENS)
+        found = {match.group(1).lower() for match in _EC_NUMBER.finditer(text) if not _negated(text, match.start())}
+        if parents:
+            found |= {parent for number in found for parent in _parents(number)}
+        if found:
+            return tuple(sorted(float(places[number]) for number in found if number in places))
+    return None
+
+
+def parse_text(answer: str) -> str | None:
+    """What follows the thinking; None for a blank, or an answer that is still thinking at its end."""
+    found = segments(answer)
+    return found[-1].text.strip() if found else None
+
+
+def parser(
+    task: Task,
+    *,
+    style: Literal["strict", "official"] = "strict",
+    sentiment: Sentiment | None = None,
+    parents: bool = False,
+) -> Parser:
+    """The parser of a task.
+
+    Args:
+        style: `official` is the paper's, mistakes included; the two never share a column (E-6).
+        sentiment: for the official one; see `official_parser`.
+        parents: for the strict one of Enzyme Commission numbers; see `parse_ec_numbers`.
+    """
+    if style == "official":
+        return official_parser(task, sentiment)
     label = task.label
     if isinstance(label, BinaryLabel):
         positive, negative = (tuple(task.templates.answers[pool]) for pool in ("positive", "negative"))
-        return lambda answer: parse_binary(answer, positive=positive, negative=negative)
+        return lambda answer: _value(parse_binary(answer, positive=positive, negative=negative))
     if isinstance(label, MulticlassLabel):
-        return lambda answer: parse_class(answer, label.classes)
-    return parse_number
+        return lambda answer: _value(parse_class(answer, label.classes))
+    if isinstance(label, MultilabelLabel):
+        if are_ec_numbers(label.classes):
+            return lambda answer: parse_ec_numbers(answer, label.classes, parents=parents)
+        return lambda answer: parse_labels(answer, label)
+    if isinstance(label, RegressionLabel):
+        return lambda answer: _value(parse_number(answer))
+    if isinstance(label, MultiRegressionLabel):
+        return lambda answer: parse_numbers(answer, label.outputs)
+    return parse_text
+
+
+def _value(number: float | None) -> Value | None:
+    return None if number is None else (number,)
 
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().split())
+
+
+def _sides(text: str) -> set[float]:
+    return {side for clause in _CLAUSE.split(text.lower()) if (side := _side(clause)) is not None}
 
 
 def _side(clause: str) -> float | None:
@@ -159,21 +273,30 @@ def _side(clause: str) -> float | None:
     return 1.0 if not _POSITIVE.isdisjoint(words) else None
 
 
-def _classes_in(text: str, classes: list[str]) -> list[int]:
-    """Indices of the classes that the text names and does not negate, in its order."""
-    distinct = len({_spaced(name) for name in classes}) == len(classes)
-    fold = _spaced if distinct else str
-    indices = {fold(name): index for index, name in enumerate(classes)}
-    longest_first = sorted(classes, key=len, reverse=True)
-    alternatives = "|".join(re.escape(name).replace("_", "[_ ]" if distinct else "_") for name in longest_first)
-    flags = re.IGNORECASE if distinct else 0
-    found = []
-    for match in re.finditer(rf"(?<![A-Za-z0-9_])(?:{alternatives})(?![A-Za-z0-9_])", text, flags):
-        clause_so_far = _CODING.sub("", _CLAUSE.split(text[: match.start()].lower())[-1])
-        if _NEGATIVE.isdisjoint(_WORD.findall(clause_so_far)):
-            found.append(indices[fold(match.group())])
-    return found
+def _negated(text: str, place: int) -> bool:
+    """Whether a negation stands before `place` in the same clause."""
+    clause_so_far = _CODING.sub("", _CLAUSE.split(text[:place].lower())[-1])
+    return not _NEGATIVE.isdisjoint(_WORD.findall(clause_so_far))
+
+
+def _names_in(text: str, names: list[str], folded: frozenset[str]) -> Iterator[tuple[int, bool]]:
+    """Index of each name in the text, in its order, and whether it is negated; a name that is `folded` stands for
+    itself in any case and with a space for an underscore."""
+    places = {_spaced(name) if name in folded else name: index for index, name in enumerate(names)}
+    alternatives = "|".join(
+        f"(?i:{re.escape(name).replace('_', '[_ ]')})" if name in folded else re.escape(name)
+        for name in sorted(names, key=len, reverse=True)
+    )
+    for match in re.finditer(rf"(?<![A-Za-z0-9_])(?:{alternatives})(?![A-Za-z0-9_])", text):
+        found = match.group()
+        yield places[found] if found in places else places[_spaced(found)], _negated(text, match.start())
 
 
 def _spaced(name: str) -> str:
     return name.lower().replace("_", " ")
+
+
+def _parents(number: str) -> list[str]:
+    """Partial numbers above an Enzyme Commission number: 2.7.7.-, 2.7.-.- and 2.-.-.- of 2.7.7.7."""
+    fields = number.split(".")
+    return [".".join([*fields[:kept], *["-"] * (4 - kept)]) for kept in (3, 2, 1) if fields[kept - 1] != "-"]

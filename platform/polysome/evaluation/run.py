@@ -1,205 +1,194 @@
 """An evaluation: render a model's tasks, ask what is not answered yet, parse, measure, write one result file."""
 
-import hashlib
-import json
 import logging
-import math
-import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from polysome.config import ConfigurationError, DataError
-from polysome.data.examples import read_examples
-from polysome.data.render import choose_question_template, messages, question
-from polysome.evaluation import parsers
-from polysome.evaluation.actors import ActorOptions, Answer, Refusal, answer_batches
-from polysome.evaluation.config import EvaluationConfig
-from polysome.evaluation.measure import Measurement, measure, require_measured
+from polysome.config import ResourceError
+from polysome.evaluation.actors import ActorOptions, Answer, Batch, Refusal, Scored, answer_batches
+from polysome.evaluation.baselines import Baselines, run_baselines
+from polysome.evaluation.choices import Choices
+from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig
+from polysome.evaluation.outcome import outcome
+from polysome.evaluation.questions import PlannedTask, Question, plan, task_specs
+from polysome.evaluation.results import RESULTS_FILE, Evaluation, TaskResult, read_evaluation
 from polysome.evaluation.samples import Sample, SampleFile
-from polysome.inference.engine import Conversation
-from polysome.inference.folder import model_fingerprint, require_model_folder
-from polysome.specs import Dataset, dataset
-from polysome.storage import fingerprint, join, read_json, require_folder_writable, write_json
+from polysome.evaluation.sentiment import sentiment_model
+from polysome.inference.endpoint import Endpoint
+from polysome.inference.engine import open_engine
+from polysome.inference.folder import (
+    adapter_fingerprint,
+    model_fingerprint,
+    require_adapter_folder,
+    require_model_folder,
+)
+from polysome.storage import absolute, fingerprint, join, require_folder_writable, write_json
+
+__all__ = ["RESULTS_FILE", "Evaluation", "Progress", "TaskResult", "check", "evaluate", "read_evaluation"]
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
-_SHOWN_ERRORS = 5
+OUTAGE = 3
+"""So many batches in a row none of whose questions could be asked, for reasons that are not theirs, end the asking."""
 
 Progress = Callable[[int, int], None]
-"""Called with (examples answered, examples in all), once at the start and after every batch."""
+"""Called with (questions answered, questions in all), once at the start and after every batch."""
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """What a model reached on one task."""
+class _Model:
+    """Fingerprints of what is asked."""
 
-    dataset: str
-    title: str
-    measurement: Measurement
-    errors: int
-    """Examples that could not be asked; they count as wrong."""
-    error_reasons: tuple[tuple[str, int], ...]
-    """The most frequent reasons and how often each stood."""
-    task_fingerprint: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model reached on all tasks of a recipe; `results.json` holds the same."""
-
-    name: str
     model: str
-    model_fingerprint: str
-    tasks: tuple[TaskResult, ...]
-    asked: int
-    """Examples answered in this run."""
-    reused: int
-    """Examples whose answer an earlier run of the same folder had written."""
-    seconds: float
-    settings: Mapping[str, Any]
-    """Prompt, decoding, parser and the rest of what the results depend on."""
+    adapter: str | None
 
     @property
-    def measurements(self) -> dict[str, Measurement]:
-        """Measurement per data set, in the recipe's order."""
-        return {task.dataset: task.measurement for task in self.tasks}
+    def whole(self) -> str:
+        return self.model if self.adapter is None else fingerprint([self.model, self.adapter])
 
 
-@dataclass(frozen=True)
-class _Question:
-    """One example, rendered and keyed."""
+def check(config: EvaluationConfig) -> None:
+    """What can be known at once: tasks and their splits, the model's folder and adapter, the endpoint's health.
 
-    key: str
-    id: str
-    spec: Dataset
-    subset: str | None
-    label: float
-    text: str
-    conversation: Conversation
+    Raises:
+        ConfigurationError: a task is not declared, or a data set has none; there is no such sentiment model; an
+            endpoint does not accept the key, or tells no log-likelihoods.
+        DataError: the model folder is not what it should be, or a data set has no such split or subset.
+        ResourceError: the endpoint cannot be reached.
+    """
+    task_specs(config)
+    if config.sentiment:
+        sentiment_model(config.sentiment)
+    if isinstance(config.model, Endpoint):
+        engine = open_engine(config.model)
+        if not config.model.replay:
+            engine.health()
+        if "scores" in config.modes:
+            engine.score([], ["yes"])
+    elif not _is_fake(config):
+        brings_tokenizer = config.adapter is not None and require_adapter_folder(config.adapter)
+        require_model_folder(config.model, tokenizer=not brings_tokenizer)
 
 
-def evaluate(config: EvaluationConfig, folder: str, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    config: EvaluationConfig,
+    folder: str,
+    *,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = logger.info,
+    baselines: str | None = None,
+    command: str = "",
+    versions: Mapping[str, str] | None = None,
+) -> Evaluation:
     """Ask a model the recipe's tasks and measure its answers, on the connected Ray cluster.
 
     `folder` (local, or any fsspec URL) gets `samples.jsonl`, a line per answer as it comes, and at the end
     `results.json`, whole. Run again on the same folder, only what has no answer yet for the same task, model, prompt
-    and decoding is asked.
+    and decoding or answer set is asked.
+
+    Args:
+        announce: is told what is begun, in lines.
+        baselines: JSON file that keeps baselines from one evaluation to the next; by default in `folder`.
+        command: what makes the results again, for the record.
+        versions: of the software, for the record.
 
     Raises:
-        ConfigurationError: a task is not declared, or a data set has none.
-        DataError: the model folder or a data set is missing or not what it should be; before any actor starts.
-        ResourceError: the cluster has no room for one actor, or actors die again and again.
+        ConfigurationError, DataError: see `check`; a data set is missing or not what it should be. Before any actor
+            starts.
+        ResourceError: the cluster has no room for one actor, actors die again and again, or the endpoint is gone or its
+            budget spent; answers so far are kept.
     """
     started = time.monotonic()
-    specs = [_task_spec(name, config) for name in config.tasks]
-    require_model_folder(config.model)
+    check(config)
     require_folder_writable(folder)
-    model = model_fingerprint(config.model)
-    questions = [item for spec in specs for item in _questions(spec, config, model)]
+    model = _fingerprints(config)
+    planned = plan(config, model.whole, folder, announce=announce)
+    questions = [item for task in planned for item in task.asked]
     with SampleFile(folder) as samples:
-        waiting = [item for item in questions if item.key not in samples.known]
-        logger.info("%d questions, %d of them answered before", len(questions), len(questions) - len(waiting))
-        _ask(config, waiting, samples, len(questions), progress)
-        answered = {item.key: samples.known[item.key] for item in questions}
+        waiting = [item for item in questions if _is_open(samples.known.get(item.key))]
+        announce(f"{len(questions)} questions, {len(questions) - len(waiting)} of them answered before")
+        _ask(config, planned, waiting, samples, len(questions), progress)
+        known = {item.key: samples.known[item.key] for item in questions}
+    found = _baselines(config, planned, baselines or join(folder, BASELINES_FILE), announce)
+    announce("measuring")
+    sentiment = sentiment_model(config.sentiment) if config.sentiment else None
     evaluation = Evaluation(
         name=config.name,
-        model=config.model,
-        model_fingerprint=model,
-        tasks=tuple(
-            _result(spec, [answered[item.key] for item in questions if item.spec is spec], config) for spec in specs
-        ),
+        model=config.source,
+        model_fingerprint=model.model,
+        adapter=config.adapter,
+        adapter_fingerprint=model.adapter,
+        tasks=tuple(outcome(task, known, config, found[task.spec.name], sentiment) for task in planned),
         asked=len(waiting),
         reused=len(questions) - len(waiting),
         seconds=time.monotonic() - started,
         settings={
-            "parser": "strict",
-            "prompt": config.prompt,
-            "tagged": config.tagged,
-            "decoding": _decoding(config),
-            "split": config.split,
-            "limit": config.limit,
-            "seed": config.seed,
-            "resamples": config.resamples,
+            **config.model_dump(mode="json", exclude={"name", "model", "adapter"}),
+            "decoding": config.decoding,
+            "parsers": ["strict", "official"],
         },
+        command=command,
+        versions=dict(versions or {}),
     )
-    write_json(join(folder, RESULTS_FILE), _to_json(evaluation))
+    write_json(join(folder, RESULTS_FILE), evaluation.to_json())
     return evaluation
 
 
-def read_evaluation(folder: str) -> Evaluation:
-    """The evaluation whose `results.json` stands in `folder`.
-
-    Raises:
-        DataError: there is none, or it is not of this version.
-    """
-    url = join(folder, RESULTS_FILE)
-    content = read_json(url)
-    try:
-        tasks = tuple(
-            TaskResult(
-                task["dataset"],
-                task["title"],
-                Measurement.from_json(task),
-                task["errors"],
-                tuple((reason, count) for reason, count in task["error_reasons"]),
-                task["fingerprint"],
-            )
-            for task in content["tasks"]
-        )
-        whole = ("name", "model", "model_fingerprint", "asked", "reused", "seconds", "settings")
-        return Evaluation(tasks=tasks, **{key: content[key] for key in whole})
-    except (KeyError, TypeError) as error:
-        raise DataError(f"not an evaluation's results: {error!r}", where=url, fix="run the evaluation again") from error
+def _is_fake(config: EvaluationConfig) -> bool:
+    return isinstance(config.model, str) and config.model.startswith("fake:")
 
 
-def sample_key(task: str, example_id: str, model: str, conversation: Conversation, decoding: dict[str, Any]) -> str:
-    """Hex SHA-256 of the example and of all that its answer depends on; `task` and `model` are fingerprints."""
-    text = json.dumps([task, example_id, model, conversation, decoding], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _is_open(sample: Sample | None) -> bool:
+    return sample is None or sample.transient
 
 
-def _task_spec(name: str, config: EvaluationConfig) -> Dataset:
-    spec = dataset(name)
-    if spec.task is None:
-        raise ConfigurationError(
-            f"data set {name!r} is an unlabelled corpus: there is nothing to ask",
-            where=f"recipe {config.name}: tasks",
-            fix="name data sets that declare a task",
-        )
-    require_measured(spec, where=f"recipe {config.name}: tasks")
-    spec.files(config.split)
-    return spec
+def _fingerprints(config: EvaluationConfig) -> _Model:
+    if isinstance(config.model, Endpoint):
+        # Patience, budget and key do not shape an answer.
+        return _Model(fingerprint(config.model.model_dump(mode="json", include={"url", "model", "extra"})), None)
+    if _is_fake(config):
+        return _Model(fingerprint(config.model), None)
+    adapter = None if config.adapter is None else adapter_fingerprint(config.adapter)
+    return _Model(model_fingerprint(config.model), adapter)
 
 
-def _questions(spec: Dataset, config: EvaluationConfig, model: str) -> list[_Question]:
-    examples = read_examples(spec, config.split, limit=config.limit)
-    task, decoding = _task_fingerprint(spec), _decoding(config)
-    questions = []
-    for example in examples.select(["id", "subset", "sequences", "label"]).to_pylist():
-        template = choose_question_template(spec, example["id"], config.seed)
-        text = question(spec, example["sequences"], template=template, tagged=config.tagged)
-        conversation = messages(config.prompt, text)
-        key = sample_key(task, example["id"], model, conversation, decoding)
-        questions.append(
-            _Question(key, example["id"], spec, example["subset"], example["label"][0], text, conversation)
-        )
-    return questions
+def _baselines(
+    config: EvaluationConfig, planned: list[PlannedTask], cache: str, announce: Callable[[str], None]
+) -> dict[str, Baselines]:
+    if not config.baselines:
+        return {task.spec.name: Baselines(task.spec.name, {}) for task in planned}
+    announce(f"baselines: {', '.join(config.baselines)}")
+    return run_baselines(
+        config.tasks,
+        split=config.split,
+        subsets=config.subsets,
+        limit=config.limit,
+        seed=config.seed,
+        resamples=config.resamples,
+        chosen=config.baselines,
+        groups={task.spec.name: task.groups for task in planned},
+        cache=cache,
+    )
 
 
 def _ask(
-    config: EvaluationConfig, waiting: list[_Question], samples: SampleFile, total: int, progress: Progress | None
+    config: EvaluationConfig,
+    planned: list[PlannedTask],
+    waiting: list[Question],
+    samples: SampleFile,
+    total: int,
+    progress: Progress | None,
 ) -> None:
-    # Neighbours in length share a batch, so that little of it is padding; the longest go first.
-    ordered = sorted(waiting, key=lambda item: len(item.text), reverse=True)
-    batches = [ordered[start : start + config.batch_size] for start in range(0, len(ordered), config.batch_size)]
+    asked = list(_batches(waiting, config.batch_size))
+    choices = {task.spec.name: task.choices for task in planned}
+    source = config.model
     options = ActorOptions(
-        model=config.model if "://" in config.model else os.path.abspath(os.path.expanduser(config.model)),
+        model=source if isinstance(source, Endpoint) or _is_fake(config) else absolute(source),
+        adapter=None if config.adapter is None else absolute(config.adapter),
         actors=config.actors,
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
@@ -210,87 +199,72 @@ def _ask(
     done = total - len(waiting)
     if progress:
         progress(done, total)
-    for index, answers in answer_batches([[item.conversation for item in batch] for batch in batches], options):
-        samples.append([_sample(item, answer) for item, answer in zip(batches[index], answers, strict=True)])
-        done += len(answers)
+    outage = 0
+    for index, answered in answer_batches([_batch(items, choices) for items in asked], options):
+        seconds = answered.seconds / len(asked[index])
+        written = [_sample(item, answer, seconds) for item, answer in zip(asked[index], answered.answers, strict=True)]
+        samples.append(written)
+        done += len(written)
         if progress:
             progress(done, total)
+        outage = outage + 1 if all(sample.transient for sample in written) else 0
+        if outage == OUTAGE or (outage == len(asked) and len(waiting) == total):
+            raise ResourceError(
+                f"no question could be asked in {outage} batches in a row: {written[-1].error}",
+                where=options.where,
+                fix="mend that and run the same command again: answers so far are kept",
+            )
 
 
-def _sample(item: _Question, answer: Answer) -> Sample:
+def _batches(waiting: list[Question], size: int) -> Iterator[list[Question]]:
+    """Answers in words, of all tasks together, then scores task by task; the longest first of each.
+
+    Neighbours in length share a batch, so that little of it is padding.
+    """
+    kinds: dict[str | None, list[Question]] = {}
+    for item in sorted(waiting, key=lambda item: len(item.text), reverse=True):
+        kinds.setdefault(None if item.mode == "text" else item.spec.name, []).append(item)
+    for items in kinds.values():
+        for start in range(0, len(items), size):
+            yield items[start : start + size]
+
+
+def _batch(items: list[Question], choices: Mapping[str, Any]) -> Batch:
+    conversations = [item.conversation for item in items]
+    if items[0].mode == "text":
+        return Batch(conversations)
+    closed = choices[items[0].spec.name]
+    assert isinstance(closed, Choices)
+    return Batch(conversations, closed, tuple(item.blank for item in items))
+
+
+def _sample(item: Question, answer: Answer, seconds: float) -> Sample:
     task = item.spec.task
     assert task is not None
-    common: dict[str, Any] = {
-        "key": item.key,
-        "id": item.id,
-        "dataset": item.spec.name,
-        "task": task.name,
-        "subset": item.subset,
-        "label": item.label,
-        "input": item.text,
-    }
+    sample = Sample(
+        key=item.key,
+        id=item.id,
+        dataset=item.spec.name,
+        task=task.name,
+        split=item.split,
+        mode=item.mode,
+        subset=item.subset,
+        label=item.label,
+        reference=item.reference,
+        group=item.group,
+        input=item.text,
+        seconds=round(seconds, 6),
+    )
     if isinstance(answer, Refusal):
-        return Sample(
-            **common, model_output=None, finish_reason=None, prompt_tokens=0, completion_tokens=0, error=answer.reason
-        )
-    return Sample(
-        **common,
+        return replace(sample, error=answer.reason, transient=answer.transient)
+    if isinstance(answer, Scored):
+        if not np.isfinite(answer.scores).all():
+            return replace(sample, error="the model's scores are not finite")
+        return replace(sample, scores=answer.scores)
+    return replace(
+        sample,
         model_output=answer.text,
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
     )
-
-
-def _result(spec: Dataset, samples: list[Sample], config: EvaluationConfig) -> TaskResult:
-    assert spec.task is not None
-    parse = parsers.parser(spec.task)
-    predictions = [parse(sample.model_output) if sample.model_output is not None else None for sample in samples]
-    measurement = measure(
-        spec.task,
-        np.array([sample.label for sample in samples], dtype=np.float64),
-        np.array([math.nan if prediction is None else prediction for prediction in predictions], dtype=np.float64),
-        seed=config.seed,
-        resamples=config.resamples,
-        subsets=[sample.subset for sample in samples],
-    )
-    reasons = Counter(sample.error for sample in samples if sample.error is not None)
-    return TaskResult(
-        dataset=spec.name,
-        title=spec.task.title,
-        measurement=measurement,
-        errors=reasons.total(),
-        error_reasons=tuple(reasons.most_common(_SHOWN_ERRORS)),
-        task_fingerprint=_task_fingerprint(spec),
-    )
-
-
-def _task_fingerprint(spec: Dataset) -> str:
-    return fingerprint(spec.model_dump(mode="json"))
-
-
-def _decoding(config: EvaluationConfig) -> dict[str, Any]:
-    return {"temperature": 0.0, "max_new_tokens": config.max_new_tokens}
-
-
-def _to_json(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "name": evaluation.name,
-        "model": evaluation.model,
-        "model_fingerprint": evaluation.model_fingerprint,
-        "settings": dict(evaluation.settings),
-        "asked": evaluation.asked,
-        "reused": evaluation.reused,
-        "seconds": round(evaluation.seconds, 3),
-        "tasks": [
-            {
-                "dataset": task.dataset,
-                "title": task.title,
-                "fingerprint": task.task_fingerprint,
-                **task.measurement.to_json(),
-                "errors": task.errors,
-                "error_reasons": [list(reason) for reason in task.error_reasons],
-            }
-            for task in evaluation.tasks
-        ],
-    }

@@ -1,4 +1,4 @@
-"""The samples file: one JSON line per answered example, appended and synced batch by batch, kept across runs.
+"""The samples file: one JSON line per answer, appended and synced batch by batch, kept across runs.
 
 On a local folder the file is appended in place. Object stores cannot append, so for a remote folder the file grows in a
 local working copy that is uploaded whole every `UPLOAD_EVERY` batches and at the end: a machine that is lost takes at
@@ -18,6 +18,7 @@ from typing import IO, Any
 import fsspec
 
 from polysome.config import DataError, ResourceError
+from polysome.evaluation.config import Mode
 from polysome.storage import absolute, exists, join, open_atomic
 
 logger = logging.getLogger(__name__)
@@ -28,29 +29,43 @@ UPLOAD_EVERY = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """One example's answer; `input`, `label`, `task` and `model_output` are the authors' names for these (XP-3)."""
+    """One answer; `input`, `label`, `task` and `model_output` are the authors' names for these (XP-3)."""
 
     key: str
-    """Hex SHA-256 of task, model, prompt and decoding; see `run.sample_key`."""
+    """Hex SHA-256 of task, model, adapter, prompt, and decoding or answer set; see `questions.sample_key`."""
     id: str
     dataset: str
     task: str
+    split: str
+    """The evaluated one, or `dev` where the answer serves calibration alone."""
+    mode: Mode
     subset: str | None
-    label: float
+    label: tuple[float, ...]
+    """As decoded: 1 or 0, class index, numbers, sorted indices of a multilabel; empty for generated text."""
+    reference: str | None
+    """The expected text of a generation."""
+    group: int | None
+    """Leakage group among the rows of the task and split; None for rows that serve calibration."""
     input: str
     """The user's message."""
-    model_output: str | None
-    """None where the example could not be asked; then `error` says why."""
-    finish_reason: str | None
-    prompt_tokens: int
-    completion_tokens: int
+    model_output: str | None = None
+    """The answer of mode `text`; None where the example could not be asked: then `error` says why."""
+    scores: tuple[float, ...] | None = None
+    """The answer of mode `scores`: what `Choices.read` returns."""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """This example's share of the time that its batch took."""
     error: str | None = None
+    transient: bool = False
+    """The error is of the machine or the endpoint, not of the example: it is asked again in the next run."""
 
 
 class SampleFile:
     """The samples of a folder: what stands there is read on opening, what is new is appended.
 
-    Use as a context manager. `known` maps the key of every sample to the sample.
+    Use as a context manager. `known` maps the key of every sample to the sample, of several with one key to the last.
 
     Raises:
         DataError: a line other than a torn last one cannot be read.
@@ -132,8 +147,13 @@ class SampleFile:
 def _parse(line: bytes, where: str) -> Sample:
     try:
         content: dict[str, Any] = json.loads(line)
-        return Sample(**{field.name: content[field.name] for field in fields(Sample)})
+        content = {field.name: content[field.name] for field in fields(Sample)}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"not a sample: {error!r}", where=where, fix="remove that line: its example is then asked again"
+            f"not a sample of this version: {error!r}",
+            where=where,
+            fix="remove that line: its example is then asked again; or name another folder",
         ) from error
+    for name in ("label", "scores"):
+        content[name] = None if content[name] is None else tuple(content[name])
+    return Sample(**content)

@@ -16,11 +16,15 @@ _READ_BY_ENGINES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _EXPORT_FIX = "name the export/ folder of a training run, or a Hugging Face folder saved with safetensors"
 
 
-def require_model_folder(url: str) -> None:
+def require_model_folder(url: str, *, tokenizer: bool = True) -> None:
     """Check that `url` holds a model that can be asked: config, safetensors weights, tokenizer with a chat template.
+
+    Args:
+        tokenizer: False where the tokenizer comes from elsewhere, as with an adapter that brings its own.
 
     Raises:
         DataError: something is missing, or weights stand there as pickle files only.
@@ -39,17 +43,31 @@ def require_model_folder(url: str) -> None:
         absent = sorted(set(read_json(join(url, index))["weight_map"].values()) - set(names))
         if absent:
             raise DataError(f"the weight file {absent[0]} is missing", where=url, fix="copy the model folder again")
+    if not tokenizer:
+        return
     if "tokenizer.json" not in names:
         raise DataError("the model folder has no tokenizer.json", where=url, fix=_EXPORT_FIX)
-    has_template = "chat_template.jinja" in names or (
-        "tokenizer_config.json" in names and read_json(join(url, "tokenizer_config.json")).get("chat_template")
-    )
-    if not has_template:
+    if not _has_template(url, names):
         raise DataError(
             "the tokenizer has no chat template",
             where=url,
             fix="add chat_template.jinja, or `chat_template` in tokenizer_config.json",
         )
+
+
+def require_adapter_folder(url: str) -> bool:
+    """Check that `url` holds a PEFT adapter, and say whether it brings a tokenizer with a chat template.
+
+    Raises:
+        DataError: something is missing, or weights stand there as a pickle file only.
+    """
+    names = list_folder(url)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name not in names:
+            raise DataError(
+                f"no adapter at {url}: {name} is missing", where=url, fix="name the adapter/ folder of a training run"
+            )
+    return "tokenizer.json" in names and _has_template(url, names)
 
 
 def model_fingerprint(url: str) -> str:
@@ -60,10 +78,30 @@ def model_fingerprint(url: str) -> str:
     Raises:
         DataError: the folder is not a model folder.
     """
-    require_model_folder(url)
-    names = list_folder(url)
-    chosen = [name for name in names if name in _READ_BY_ENGINES or name.endswith(".safetensors")]
+    require_model_folder(url, tokenizer=False)
+    return _fingerprint(url, _READ_BY_ENGINES)
+
+
+def adapter_fingerprint(url: str) -> str:
+    """The same of a PEFT adapter's folder.
+
+    Raises:
+        DataError: the folder is not an adapter's.
+    """
+    require_adapter_folder(url)
+    return _fingerprint(url, (ADAPTER_CONFIG, *_READ_BY_ENGINES))
+
+
+def _fingerprint(url: str, read: tuple[str, ...]) -> str:
+    chosen = [name for name in list_folder(url) if name in read or name.endswith(".safetensors")]
     return fingerprint({name: _file_hash(join(url, name)) for name in chosen})
+
+
+def _has_template(url: str, names: list[str]) -> bool:
+    if "chat_template.jinja" in names:
+        return True
+    settings = "tokenizer_config.json"
+    return settings in names and bool(read_json(join(url, settings)).get("chat_template"))
 
 
 def _file_hash(url: str) -> str:

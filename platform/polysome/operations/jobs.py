@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from polysome.config import ConfigurationError
-from polysome.operations import runs
+from polysome.operations import provenance, runs
 from polysome.operations.cluster import connect
 from polysome.operations.recipes import Recipe
 from polysome.storage import exists, join
@@ -145,19 +145,35 @@ def evaluate(
     run_id: str | None = None,
     parents: Sequence[str] = (),
     announce: Announce = log.info,
+    baselines: str | None = None,
 ) -> runs.Run:
-    """Ask a model the declared tasks and measure its answers."""
-    from polysome.inference.folder import require_model_folder
+    """Ask a model the declared tasks and measure its answers.
 
-    require_model_folder(config.model)
+    Args:
+        baselines: JSON file that keeps baselines from one evaluation to the next; by default in the run folder.
+    """
+    from polysome.evaluation.run import check
+
+    check(config)
     with runs.start(runs_root, "evaluate", config.name, config, parents=parents, run_id=run_id) as run:
         if run.reusable:
             return run
         with connect(cpus=config.cpus_per_actor):
             from polysome.evaluation.run import evaluate as evaluate_model
 
-            evaluation = evaluate_model(config, run.folder, progress=_asked(announce))
-        run.update(fingerprints={"model": evaluation.model_fingerprint})
+            evaluation = evaluate_model(
+                config,
+                run.folder,
+                progress=_asked(announce),
+                announce=announce,
+                baselines=baselines,
+                command=provenance.command(),
+                versions=run.record.versions,
+            )
+        fingerprints = {"model": evaluation.model_fingerprint}
+        if evaluation.adapter_fingerprint:
+            fingerprints["adapter"] = evaluation.adapter_fingerprint
+        run.update(fingerprints=fingerprints)
         run.finish({name: measured.to_json() for name, measured in evaluation.measurements.items()})
     return run
 

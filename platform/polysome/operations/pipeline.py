@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from polysome.config import Config, ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
-from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
+from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
 from polysome.operations.runs import Run
@@ -197,7 +197,6 @@ def check(config: PipelineConfig) -> None:
     """
     from polysome.data.prepare import check_sources, preflight
     from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
-    from polysome.evaluation.measure import require_measured
 
     if isinstance(config.tokenizer, str):
         tokenizer_fingerprint(local_tokenizer(config.tokenizer))
@@ -220,8 +219,7 @@ def check(config: PipelineConfig) -> None:
                     where="evaluation.tasks",
                     fix="name data sets with a task",
                 )
-            require_measured(dataset(task), where="evaluation.tasks")
-            for file in dataset(task).files(config.evaluation.split):
+            for file in dataset(task).files(config.evaluation.split, config.evaluation.subsets):
                 files[task, config.evaluation.split, file.uri] = (dataset(task), config.evaluation.split, file)
     preflight(list(files.values()))
     _check_model(config)
@@ -351,21 +349,35 @@ class _Pipeline:
         config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
         self.announce(f"evaluate {title}")
         parents = [self.id, name]
-        step = jobs.evaluate(config, self.folder, run_id=config.name, parents=parents, announce=self.announce)
+        step = jobs.evaluate(
+            config,
+            self.folder,
+            run_id=config.name,
+            parents=parents,
+            announce=self.announce,
+            baselines=join(self.folder, BASELINES_FILE),
+        )
         self.announce(f"  {_step_summary(step.record)}")
         self.evaluations[title] = read_evaluation(step.folder)
 
     def _baselines(self) -> "dict[str, Baselines]":
-        from polysome.evaluation.baselines import run_baselines, write_baselines
+        """Those that the evaluations kept; fitted here where nothing was evaluated."""
+        from polysome.evaluation.baselines import run_baselines
 
         assert self.config.evaluation is not None
         settings = self.config.evaluation
-        self.announce("fit the k-mer baselines")
+        self.announce("baselines")
         started = time.monotonic()
         found = run_baselines(
-            settings.tasks, split=settings.split, limit=settings.limit, seed=settings.seed, resamples=settings.resamples
+            settings.tasks,
+            split=settings.split,
+            subsets=settings.subsets,
+            limit=settings.limit,
+            seed=settings.seed,
+            resamples=settings.resamples,
+            chosen=settings.baselines,
+            cache=join(self.folder, BASELINES_FILE),
         )
-        write_baselines(join(self.folder, "baselines.json"), found)
         self.announce(f"  {len(found)} tasks in {time.monotonic() - started:.0f} s")
         return found
 
@@ -440,7 +452,10 @@ def _step_summary(step: runs.RunRecord) -> str:
             f"{found['trainable_parameters']:,} of {found['total_parameters']:,} parameters trained; "
             f"{found['optimizer']}"
         )
-    return ", ".join(f"{task}: {result['value']:.2f}" for task, result in found.items())
+    return ", ".join(
+        f"{task}: undefined" if result["value"] is None else f"{task}: {result['value']:.2f}"
+        for task, result in found.items()
+    )
 
 
 def _excluded(sources: list[dict[str, Any]]) -> str:
@@ -460,13 +475,12 @@ def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
         other = by_name.get(_title(ablation, []))
         if main is None or other is None:
             continue
-        above = [
-            task for task in report.tasks if main.measurements[task].value.value > other.measurements[task].value.value
-        ]
-        rest = [task for task in report.tasks if task not in above]
+        both = [task for task in report.tasks if task in main.measurements and task in other.measurements]
+        above = [task for task in both if main.measurements[task].value.value > other.measurements[task].value.value]
+        rest = [task for task in both if task not in above]
         apart = [task for task in above if main.measurements[task].value.low > other.measurements[task].value.high]
         lines += [
-            f"{main.name} is above {other.name} on {len(above)} of {len(report.tasks)} tasks "
+            f"{main.name} is above {other.name} on {len(above)} of {len(both)} tasks "
             f"({', '.join(above) or 'none'}; with intervals apart: {', '.join(apart) or 'none'}); "
             f"it is not on {', '.join(rest) or 'none'}.",
             "",

@@ -10,7 +10,7 @@ import pytest
 from polysome.config import ConfigurationError, DataError
 from polysome.data.examples import read_examples
 from polysome.data.render import answer
-from polysome.evaluation.dev import DevEvaluation
+from polysome.evaluation.dev import DevEvaluation, DevTask
 from polysome.inference.engine import Conversation, Generation
 from polysome.specs import dataset
 
@@ -41,7 +41,7 @@ def dev() -> DevEvaluation:
 def labels(dev: DevEvaluation) -> dict[str, str]:
     """The right answer to every question."""
     return {
-        conversation[-1]["content"]: answer(task.spec, (label,))
+        conversation[-1]["content"]: answer(task.spec, label)
         for task in dev.tasks
         for conversation, label in zip(task.conversations, task.labels, strict=True)
     }
@@ -70,9 +70,27 @@ def test_a_collapsed_model_is_seen(dev: DevEvaluation) -> None:
 def test_spread_of_numbers_is_their_deviation_over_that_of_the_labels(dev: DevEvaluation) -> None:
     task = dev.tasks[1]
     labels = dict(zip((chat[-1]["content"] for chat in task.conversations), task.labels, strict=True))
-    result = dev(Told(lambda question: f"The value is {labels.get(question, 0) / 4 + 50:.3f}."))  # type: ignore[arg-type]
+    result = dev(Told(lambda question: f"The value is {labels.get(question, (0,))[0] / 4 + 50:.3f}."))  # type: ignore[arg-type]
     assert result[task.spec.name]["prediction_spread"] == pytest.approx(0.25, rel=1e-2)
     assert result[task.spec.name]["value"] == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "texts", "value", "spread"),
+    [
+        ("rna_modification", [(), (0.0,), (7.0,), (0.0,)], ["none", "Am", "m6A", "Am"], 1, 1),
+        ("rna_modification", [(), (0.0,), (7.0,), (0.0,)], ["none"] * 4, 0.5, 0),
+        ("toehold_switches", [(0.1, 0.2, 0.3), (0.3, 0.1, 0.5)], ["0.2, 0.3, 0.4", "0.4, 0.2, 0.6"], 1, 1),
+        ("toehold_switches", [(0.1, 0.2, 0.3), (0.3, 0.1, 0.5)], ["0.5", "0.6"], 0, 0),
+        ("mol_instructions_general_function", ["It binds.", "It cuts."], ["It binds.", "It cuts."], 1, 1),
+    ],
+)
+def test_every_kind_of_label_is_measured(name: str, labels: Any, texts: list[str], value: float, spread: float) -> None:
+    conversations = tuple([{"role": "user", "content": str(row)}] for row in range(len(texts)))
+    evaluation = DevEvaluation((DevTask(dataset(name), conversations, tuple(labels)),), 16)
+    found = evaluation(Told(lambda content: texts[int(content)]))[name]  # type: ignore[arg-type]
+    assert found["value"] == pytest.approx(value)
+    assert found["prediction_spread"] == pytest.approx(spread)
 
 
 def test_workers_share_the_questions_and_get_what_one_would(dev: DevEvaluation, labels: Any) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from polysome.data.render import answer
 from polysome.evaluation import parsers
-from polysome.specs import dataset, names
+from polysome.specs import MultilabelLabel, Value, dataset, names
 
 CLASSES = ["5S_rRNA", "5_8S_rRNA", "tRNA", "Intron_gpI", "Intron_gpII", "HACA-box", "leader"]
 
@@ -28,6 +28,8 @@ CLASSES = ["5S_rRNA", "5_8S_rRNA", "tRNA", "Intron_gpI", "Intron_gpII", "HACA-bo
         # the marked final answer comes before all that was said on the way
         ("<think>No, no, absent.</think>Yes", 1.0),
         ("<think>yes, present, yes", None),
+        ('{"answer": "No"} although a box is present', 0.0),
+        ("So \\boxed{\\text{Yes}} it is, not no.", 1.0),
         ("The answer is: no. Final answer: **Yes**", 1.0),
         ("Yes, it does. My answer is based on the motif.", 1.0),
         # negation
@@ -111,15 +113,90 @@ def test_names_that_differ_in_case_alone_are_told_apart() -> None:
     assert parsers.parse_class("it is am", ["Am", "AM"]) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        # F-5
+        ("m6Am", ["m6Am"]),
+        ("m6A,m5C", ["m5C", "m6A"]),
+        ("m6A, m6Am and Am", ["Am", "m6A", "m6Am"]),
+        ("M1A or m1a", ["m1A"]),
+        ("I am sure it is psi.", None),
+        ("There is Am but neither Cm nor Gm.", ["Am"]),
+        ("Modifications: none.", []),
+        ("It carries no modification.", []),
+        ("The fragment is unmodified.", []),
+        ("It is not m6A.", None),
+        ("It is unclear whether m6A is present.", None),
+        ("<think>Am, Cm</think>none", []),
+        ("Am, perhaps. Final answer: m7G", ["m7G"]),
+    ],
+)
+def test_sets_of_names(text: str, names: list[str] | None) -> None:
+    label = dataset("rna_modification").task.label  # type: ignore[union-attr]
+    assert isinstance(label, MultilabelLabel)
+    told = parsers.parse_labels(text, label)
+    assert (None if told is None else [label.classes[int(index)] for index in told]) == names
+
+
+def test_a_task_without_none_cannot_be_answered_by_none() -> None:
+    label = MultilabelLabel(kind="multilabel", classes=["a1", "b2"])
+    assert parsers.parse_labels("There are none.", label) is None
+    assert parsers.parse_labels("b2", label) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        # F-14, AMB-15
+        ("2.7.7.n1", ["2.7.7.n1"]),
+        ("EC2.7.7.N1.", ["2.7.7.n1"]),
+        ("EC:1.4.3.\N{EN DASH} and ec 4.2.1.1.", ["1.4.3.-", "4.2.1.1"]),
+        ("version 14.2.1.1.5", None),
+        ("x4.2.1.1", None),
+        ("4.2.1.11", ["4.2.1.11"]),
+        ("9.9.9.9", []),
+    ],
+)
+def test_enzyme_numbers(text: str, numbers: list[str] | None) -> None:
+    label = dataset("ec_number").task.label  # type: ignore[union-attr]
+    assert isinstance(label, MultilabelLabel)
+    assert (len(label.classes), sum(name.endswith("-") for name in label.classes)) == (538, 161)
+    told = parsers.parse_ec_numbers(text, label.classes)
+    assert (None if told is None else [label.classes[int(index)] for index in told]) == numbers
+
+
+def test_parents_of_enzyme_numbers_are_named_where_they_are_listed_and_wished() -> None:
+    classes = ["2.7.7.7", "2.7.7.-", "2.7.-.-", "1.1.1.1"]
+    assert parsers.parse_ec_numbers("2.7.7.7", classes) == (0.0,)
+    assert parsers.parse_ec_numbers("2.7.7.7", classes, parents=True) == (0.0, 1.0, 2.0)
+    assert parsers.parse_ec_numbers("2.7.7.-", classes, parents=True) == (1.0, 2.0)
+    assert parsers.parse_ec_numbers("2.7.9.9", classes, parents=True) == (2.0,)
+
+
+@given(st.permutations(["ON", "OFF", "ON_OFF"]), st.lists(st.integers(-99, 99), min_size=3, max_size=3))
+def test_named_numbers_are_read_in_any_order(order: list[str], values: list[int]) -> None:
+    told = dict(zip(order, values, strict=True))
+    for wording in ("{}: {}", "{} state = {}"):
+        text = ", ".join(wording.format(name, value) for name, value in told.items())
+        assert parsers.parse_numbers(text, ["ON", "OFF", "ON_OFF"]) == (told["ON"], told["OFF"], told["ON_OFF"])
+
+
 def test_every_answer_that_a_declared_template_can_give_is_parsed_as_its_label() -> None:
     for spec in map(dataset, names()):
-        if spec.task is None:
+        if spec.task is None or spec.task.label.kind == "generation":
             continue
-        kind = spec.task.label.kind
-        labels = {"binary": [(0.0,), (1.0,)], "multiclass": [(0.0,), (1.0,)], "regression": [(41.25,)]}.get(kind, [])
+        label = spec.task.label
+        values: list[Value] = {
+            "binary": [(0.0,), (1.0,)],
+            "multiclass": [(0.0,), (1.0,)],
+            "multilabel": [(0.0,), (0.0, 3.0)] + ([()] if getattr(label, "none", None) else []),
+            "regression": [(0.75,)],
+            "multi_regression": [tuple(0.25 + 0.5 * place for place in range(len(getattr(label, "outputs", ()))))],
+        }[label.kind]
         parse = parsers.parser(spec.task)
-        for label in labels:
-            for template in range(len(spec.task.templates.answers[spec.task.label.pool(label)])):
-                text = answer(spec, label, template)
-                told = float(spec.task.label.encode(label)) if kind == "regression" else label[0]
+        for value in values:
+            for template in range(len(spec.task.templates.answers[label.pool(value)])):
+                text = answer(spec, value, template)
+                told = (float(label.encode(value)),) if label.kind == "regression" else value
                 assert parse(text) == told, text

@@ -1,6 +1,7 @@
 """The samples file keeps what was written, whatever instant the writer was killed at."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -16,8 +17,12 @@ def sample(number: int) -> Sample:
         id=f"promoter/test/-/{number}",
         dataset="promoter",
         task="cpd",
+        split="test",
+        mode="text",
         subset=None,
-        label=1.0,
+        label=(1.0,),
+        reference=None,
+        group=3,
         input="<dna>ACGT</dna> ΔG?",
         model_output="Yes.",
         finish_reason="stop",
@@ -38,6 +43,16 @@ def test_a_line_torn_at_any_byte_is_dropped_and_all_others_kept(tmp_path: Path) 
             samples.append([sample(2)])
         with SampleFile(str(tmp_path)) as samples:
             assert set(samples.known) == {"key0", "key2"}
+
+
+def test_scores_and_errors_come_back_as_they_were_and_the_last_of_a_key_counts(tmp_path: Path) -> None:
+    failed = replace(sample(0), model_output=None, error="the endpoint answered 500", transient=True)
+    scored = replace(sample(1), mode="scores", model_output=None, scores=(-0.25, -1.5), label=(0.0, 2.0))
+    with SampleFile(str(tmp_path)) as samples:
+        samples.append([failed, scored])
+        samples.append([sample(0)])
+    with SampleFile(str(tmp_path)) as samples:
+        assert samples.known == {"key0": sample(0), "key1": scored}
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -1,62 +1,38 @@
-"""The batch engine against plain `model.generate` and a log-softmax written out (design: the correctness anchor)."""
+"""The batch engine against plain `model.generate` (design: the correctness anchor)."""
 
 import json
 import math
-import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_models import CONTEXT, build_model, conversations
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polysome.config import ConfigurationError, DataError
-from polysome.inference.batch import BatchEngine, _sample, asking
+from polysome.data.tokenizer_files import load_tokenizer
+from polysome.inference.batch import BatchEngine, asking
+from polysome.inference.decoding import sample
 from polysome.inference.folder import model_fingerprint
+from polysome.inference.forward import batches
+from polysome.models import backbone
 from polysome.models.attention import ATTENTION, pack
-from polysome.models.backbone import ModelSource, build_model
-from polysome.models.tokenizer import build_per_base_tokenizer
+from polysome.models.backbone import ModelSource
 from polysome.models.trainability import Rule, apply, merge
-
-CONTEXT = 96
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama whose weights are large enough to make its answers differ."""
-    folder = tmp_path_factory.mktemp("model")
-    build_per_base_tokenizer(folder, ["is there a promoter? yes no"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    # Many tokens end the turn, so that answers have many lengths and rows leave their batch.
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(30, 60)]
-    model.save_pretrained(folder)
-    return folder
+    return Path(build_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
 def engine(model_folder: Path) -> BatchEngine:
     return BatchEngine(str(model_folder), max_batch_tokens=400)
-
-
-def conversations(count: int, seed: int = 0) -> list[list[dict[str, str]]]:
-    draw = random.Random(seed)
-    return [[{"role": "user", "content": "".join(draw.choices("ACGT", k=draw.randint(1, 60)))}] for _ in range(count)]
 
 
 def test_batched_greedy_equals_one_by_one_equals_plain_generate(engine: BatchEngine, model_folder: Path) -> None:
@@ -76,22 +52,31 @@ def test_batched_greedy_equals_one_by_one_equals_plain_generate(engine: BatchEng
     assert {generation.finish_reason for generation in batched} == {"stop", "length"}
 
 
-def test_score_is_the_sum_of_the_choices_log_probabilities(engine: BatchEngine, model_folder: Path) -> None:
-    chat = conversations(1)[0]
-    choices = ["yes", "no promoter here", "ACGT"]
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    prompt = tokenizer.encode(text, add_special_tokens=False)
-    for choice, score in zip(choices, engine.score(chat, choices), strict=True):
-        tokens = tokenizer.encode(choice, add_special_tokens=False)
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + tokens])).logits[0]
-        by_hand = sum(
-            torch.log_softmax(logits[len(prompt) + index - 1], dim=-1)[token].item()
-            for index, token in enumerate(tokens)
-        )
-        assert score == pytest.approx(by_hand, abs=1e-4)
+@pytest.mark.parametrize(
+    ("kind", "joins"),
+    [("qwen2", True), ("gpt2", True), ("bloom", True), ("mistral", True), ("mistral, window 24", False)],
+)
+def test_other_architectures_answer_as_plain_generate(kind: str, joins: bool, tmp_path: Path) -> None:
+    engine = BatchEngine(build_model(tmp_path, kind), max_batch_tokens=1000)
+    assert engine._forward.joins_caches == joins
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokenizer = load_tokenizer(tmp_path)
+    chats = conversations(16, seed=2)
+    for chat, generation in zip(chats, engine.generate(chats, max_new_tokens=20), strict=True):
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        prompt = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+        new = model.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :]
+        assert generation.text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=30), budget=st.integers(1, 300), padding=st.integers(0, 100))
+def test_batches_hold_every_row_once_within_budget_and_padding(sizes: list[int], budget: int, padding: int) -> None:
+    found = batches(sizes, budget=budget, padding=padding)
+    assert sorted(index for batch in found for index in batch) == list(range(len(sizes)))
+    for batch in found:
+        longest = max(sizes[index] for index in batch)
+        assert len(batch) * longest <= budget or len(batch) == 1
+        assert sum(longest - sizes[index] for index in batch) <= padding
 
 
 def test_sampling_is_seeded_per_conversation_whatever_shares_the_batch(engine: BatchEngine) -> None:
@@ -106,15 +91,13 @@ def test_sampling_is_seeded_per_conversation_whatever_shares_the_batch(engine: B
 def test_top_p_samples_from_the_smallest_set_that_reaches_it() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(5, -1)
     uniform = torch.tensor([0.0, 0.62, 0.63, 0.99, 1 - 1e-17], dtype=torch.float64)
-    assert _sample(logits, 0.8, uniform).tolist() == [0, 0, 1, 1, 1]
-    assert _sample(logits, 1.0, uniform).tolist() == [0, 1, 1, 3, 3]
+    assert sample(logits, 0.8, uniform).tolist() == [0, 0, 1, 1, 1]
+    assert sample(logits, 1.0, uniform).tolist() == [0, 1, 1, 3, 3]
 
 
 def test_too_long_a_prompt_is_refused_and_a_long_answer_is_cut(engine: BatchEngine) -> None:
     with pytest.raises(DataError, match=rf"has 1\d\d tokens, the model's context is {CONTEXT}"):
         engine.generate([[{"role": "user", "content": "A" * 120}]], max_new_tokens=4)
-    with pytest.raises(DataError, match="longest choice"):
-        engine.score([{"role": "user", "content": "A" * 80}], ["ACGT" * 10])
     generation = engine.generate([[{"role": "user", "content": "A" * 88}]], max_new_tokens=50)[0]
     assert generation.prompt_tokens + generation.completion_tokens <= CONTEXT
     if generation.prompt_tokens + generation.completion_tokens == CONTEXT:
@@ -127,6 +110,37 @@ def test_too_long_a_prompt_is_refused_and_a_long_answer_is_cut(engine: BatchEngi
 def test_settings_out_of_range_are_refused(engine: BatchEngine, options: dict) -> None:
     with pytest.raises(ConfigurationError):
         engine.generate(conversations(1), **{"max_new_tokens": 4, **options})
+
+
+def test_a_stop_string_ends_a_row_and_not_its_batch(engine: BatchEngine) -> None:
+    chats = conversations(24)
+    free = engine.generate(chats, max_new_tokens=20)
+    # Bytes that are no text yet may become one: no stop string of those.
+    said = [part for one in free for part in one.text.split("\ufffd") if len(part) > 2]
+    stop = [said[0][:2], said[-1][1:3], "A"]
+    ended = engine.generate(chats, max_new_tokens=20, stop=stop)
+    assert ended == [engine.generate([chat], max_new_tokens=20, stop=stop)[0] for chat in chats]
+    for whole, cut in zip(free, ended, strict=True):
+        assert cut.text == whole.text[: min((whole.text.index(one) for one in stop if one in whole.text), default=None)]
+    assert 0 < sum(cut.completion_tokens < whole.completion_tokens for whole, cut in zip(free, ended, strict=True)) < 24
+
+
+def test_a_vector_is_pooled_over_the_unpadded_prompt(engine: BatchEngine, model_folder: Path) -> None:
+    texts = [*conversations(9), "ACGT is there a promoter?", "A"]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    mean, last = engine.embed(texts, pool="mean"), engine.embed(texts, pool="last")
+    for text, pooled, final in zip(texts, mean, last, strict=True):
+        if not isinstance(text, str):
+            text = tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=False)
+        with torch.no_grad():
+            output = model(tokenizer(text, return_tensors="pt").input_ids, output_hidden_states=True)
+        assert pooled == pytest.approx(output.hidden_states[-1][0].mean(dim=0).numpy(), abs=1e-4)
+        assert final == pytest.approx(output.hidden_states[-1][0, -1].numpy(), abs=1e-4)
+    for wrong in ("", "A" * 200):
+        with pytest.raises(DataError, match="the text has") as raised:
+            engine.embed(["A", wrong], pool="mean")
+        assert raised.value.where == "text 1"
 
 
 def test_health_passes_and_nothing_asked_gives_nothing(engine: BatchEngine) -> None:
@@ -170,7 +184,7 @@ def test_a_model_that_trains_answers_as_its_export_will(model_folder: Path, tmp_
         Rule(match="embed|norm", mode="full"),
     ]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = build_model(ModelSource(path=str(model_folder)), str(model_folder), seed=1)
+    model = backbone.build_model(ModelSource(path=str(model_folder)), str(model_folder), seed=1)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(30, 60)]
     apply(model, rules, seed=1)
     with torch.no_grad():
@@ -202,7 +216,7 @@ def test_a_model_that_trains_answers_as_its_export_will(model_folder: Path, tmp_
 
 
 def test_what_was_set_for_asking_is_undone_after_an_error(model_folder: Path) -> None:
-    model = build_model(ModelSource(path=str(model_folder)), str(model_folder), seed=1).train()
+    model = backbone.build_model(ModelSource(path=str(model_folder)), str(model_folder), seed=1).train()
     with pytest.raises(ZeroDivisionError), asking(model):
         1 / 0  # noqa: B018
     assert model.training

@@ -1,0 +1,175 @@
+"""Answers: a finished evaluation and its `samples.jsonl` in, every row's label, readings and scores out.
+
+The file is read once, line by line; of a text no more is kept than is shown, so that 100,000 answers fit in memory.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from polysome.config import DataError
+from polysome.data.render import messages
+from polysome.evaluation.measure import measure, predictions_of
+from polysome.evaluation.parsers import Parser, Prediction, parser
+from polysome.evaluation.prompts import CLOSED_LLM_SYSTEM_PROMPT
+from polysome.evaluation.questions import sample_key
+from polysome.evaluation.results import Evaluation, TaskResult
+from polysome.evaluation.samples import SAMPLES_FILE
+from polysome.specs import Task, Value, dataset
+from polysome.storage import exists, fingerprint, join
+
+TEXT = 320
+"""Letters kept of a question or an answer."""
+_SHOWN_SEQUENCE = 48
+_MOLECULE = re.compile(r"<(dna|rna|protein)>([^<>]*)</?\1>")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One row of a task, as it was asked and answered."""
+
+    id: str
+    label: Value | str
+    strict: Prediction
+    official: Prediction
+    """Without a sentiment model."""
+    scores: tuple[float, ...] | None
+    """Per class, or expected numbers; None where it was not scored."""
+    asked: str
+    told: str | None
+    """None where it could not be asked in words; then `error` says why."""
+    error: str | None
+    group: int | None
+    """Leakage group."""
+
+
+def read_answers(evaluation: Evaluation, folder: str) -> dict[str, list[Answered]]:
+    """The rows of every task, by data set, in the order in which they were first written; empty without a file.
+
+    A folder may hold answers of other settings too. An answer in words belongs by its key; of several scores of one row
+    the last counts. A task whose answers do not give the results' rows and values is left out.
+
+    Raises:
+        DataError: a line of the samples is not one.
+    """
+    url = join(folder, SAMPLES_FILE)
+    if not exists(url):
+        return {}
+    results = {result.dataset: result for result in evaluation.tasks}
+    specs = {name: _Spec.of(name) for name in results}
+    texts: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in results}
+    scored: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in results}
+    for number, sample in _lines(url):
+        try:
+            name = sample["dataset"]
+            if name not in results or sample["split"] != evaluation.settings["split"]:
+                continue
+            if sample["mode"] == "scores":
+                scored[name][sample["id"]] = _kept(sample, specs[name].task, None)
+            elif sample["key"] == _key(evaluation, specs[name], sample):
+                texts[name][sample["id"]] = _kept(sample, specs[name].task, specs[name].parsers)
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"not a sample: {error!r}", where=f"{url}, line {number}", fix="evaluate again into a new folder"
+            ) from error
+    found = {}
+    for name, result in results.items():
+        rows = [
+            Answered(**{**kept, "scores": scored[name].get(kept["id"], kept)["scores"]})
+            for kept in (texts[name] if result.styles else scored[name]).values()
+        ]
+        if rows and _gives(specs[name].task, rows, result):
+            found[name] = rows
+    return found
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """What is needed of a task to read its samples."""
+
+    task: Task
+    fingerprint: str
+    parsers: tuple[Parser, Parser]
+
+    @classmethod
+    def of(cls, name: str) -> "_Spec":
+        spec = dataset(name)
+        assert spec.task is not None, f"{name} has no task"
+        read = (parser(spec.task), parser(spec.task, style="official"))
+        return cls(spec.task, fingerprint(spec.model_dump(mode="json")), read)
+
+
+def _key(evaluation: Evaluation, spec: _Spec, sample: Mapping[str, Any]) -> str:
+    """The key of an answer in words of this evaluation."""
+    settings, asked = evaluation.settings, sample["input"]
+    if settings["style"] == "closed_llm":
+        told = [{"role": "system", "content": CLOSED_LLM_SYSTEM_PROMPT}, {"role": "user", "content": asked}]
+    else:
+        told = messages(settings["prompt"] if settings["style"] == "chat" else "none", asked)
+    model, adapter = evaluation.model_fingerprint, evaluation.adapter_fingerprint
+    whole = model if adapter is None else fingerprint([model, adapter])
+    return sample_key(spec.fingerprint, sample["id"], whole, told, settings["decoding"])
+
+
+def _lines(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with fsspec.open(url, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.endswith(b"\n"):
+                # A torn last line of a run that was killed counts as not written.
+                return
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"not JSON: {error}", where=f"{url}, line {number}", fix="remove that line and evaluate again"
+                ) from error
+
+
+def _kept(sample: Mapping[str, Any], task: Task, readers: tuple[Parser, Parser] | None) -> dict[str, Any]:
+    told = sample["model_output"]
+    strict, official = (None, None) if told is None or readers is None else (read(told) for read in readers)
+    return {
+        "id": sample["id"],
+        "label": sample["reference"] if task.label.kind == "generation" else tuple(sample["label"]),
+        "strict": strict,
+        "official": official,
+        "asked": clipped(_MOLECULE.sub(_shortened, sample["input"])),
+        "told": None if told is None else clipped(told),
+        "scores": None if sample["scores"] is None else tuple(sample["scores"]),
+        "error": sample["error"],
+        "group": sample["group"],
+    }
+
+
+def _gives(task: Task, rows: Sequence[Answered], result: TaskResult) -> bool:
+    """Whether the results follow from these answers."""
+    expected = result.styles.get("strict", result.scored)
+    if expected is None or expected.n != len(rows):
+        return False
+    told = [row.strict for row in rows]
+    if not result.styles:
+        known = [row.scores for row in rows if row.scores is not None]
+        blank = (math.nan,) * len(known[0] if known else ())
+        table = np.array([row.scores or blank for row in rows], dtype=np.float64)
+        told = predictions_of(task, table) if known else told
+    value = measure(task, [row.label for row in rows], told, seed=0, resamples=0).value.value
+    return value == expected.value.value or math.isclose(value, expected.value.value, abs_tol=1e-9)
+
+
+def _shortened(match: re.Match[str]) -> str:
+    kind, sequence = match[1], match[2]
+    if len(sequence) > _SHOWN_SEQUENCE:
+        half = _SHOWN_SEQUENCE // 2
+        sequence = f"{sequence[:half]}…({len(sequence)})…{sequence[-half:]}"
+    return f"<{kind}>{sequence}</{kind}>"
+
+
+def clipped(text: str) -> str:
+    """The text, no longer than is shown."""
+    return text if len(text) <= TEXT else text[: TEXT - 1] + "…"

@@ -1,0 +1,166 @@
+"""Outcome: the answers to a task's questions in; its measurements, calibration and slices out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from polysome.evaluation import parsers
+from polysome.evaluation.baselines import Baselines
+from polysome.evaluation.calibration import calibrate
+from polysome.evaluation.config import EvaluationConfig
+from polysome.evaluation.measure import Measurement, Style, measure, predictions_of
+from polysome.evaluation.parsers import Prediction, Sentiment
+from polysome.evaluation.questions import PlannedTask, Question
+from polysome.evaluation.results import TaskResult
+from polysome.evaluation.samples import Sample
+from polysome.specs import Dataset
+from polysome.storage import fingerprint
+
+STYLES: tuple[Literal["strict", "official"], ...] = ("strict", "official")
+SLICE_RESAMPLES = 200
+"""Of a slice's interval, at most."""
+_SHOWN_ERRORS = 5
+_QUARTERS = 4
+
+
+def outcome(
+    planned: PlannedTask,
+    known: Mapping[str, Sample],
+    config: EvaluationConfig,
+    baselines: Baselines,
+    sentiment: Sentiment | None = None,
+) -> TaskResult:
+    """Measure one task.
+
+    Args:
+        known: samples by key; each of the task's questions has one.
+        sentiment: judges answers for the official parser.
+    """
+    spec, task, table = planned.spec, planned.task, planned.rows.table
+    labels = planned.labels
+    subsets = table["subset"].to_pylist()
+
+    def measured(
+        predictions: Sequence[Prediction], style: Style, scores: NDArray[np.float64] | None = None
+    ) -> Measurement:
+        return measure(
+            task,
+            labels,
+            predictions,
+            style=style,
+            scores=scores,
+            groups=planned.groups,
+            seed=config.seed,
+            resamples=config.resamples,
+            parsed=scores is None,
+            subsets=subsets,
+        )
+
+    headline: tuple[Sequence[Prediction], NDArray[np.float64] | None] = ([], None)
+    notes = [*planned.notes, *(f"baselines: {note}" for note in baselines.notes)]
+    if baselines.removed_rows:
+        notes.append(
+            f"baselines: fitted on {baselines.train_rows} rows; {baselines.removed_rows} whose sequences stand in the "
+            "evaluated rows were left out"
+        )
+    styles: dict[str, Measurement] = {}
+    scored, calibration = None, None
+    if "scores" in planned.questions:
+        scores = _scores(planned, planned.questions["scores"], known)
+        headline = predictions_of(task, scores), scores
+        scored = measured(headline[0], "scored", scores)
+        dev = planned.calibration if isinstance(planned.calibration, list) else None
+        held_out = ([item.label for item in dev], _scores(planned, dev, known)) if dev else None
+        calibration = calibrate(task, labels, scores, held_out)
+    texts = [known[item.key].model_output for item in planned.questions.get("text", [])]
+    for style in STYLES if texts else ():
+        parse = parsers.parser(task, style=style, sentiment=sentiment)
+        predictions = [None if text is None else parse(text) for text in texts]
+        styles[style] = measured(predictions, style)
+        if style == "strict":
+            headline = predictions, None
+    reasons = Counter(sample.error for item in planned.asked if (sample := known[item.key]).error is not None)
+    return TaskResult(
+        dataset=spec.name,
+        title=task.title,
+        omics=spec.omics,
+        version=spec.version,
+        task_fingerprint=fingerprint([planned.fingerprint, [file["sha256"] for file in planned.rows.files]]),
+        licence=spec.licence,
+        data={
+            "split": config.split,
+            "rows": table.num_rows,
+            "whole": planned.rows.whole,
+            "groups": int(planned.groups.max()) + 1,
+            "files": list(planned.rows.files),
+        },
+        styles=styles,
+        scored=scored,
+        calibration=calibration,
+        baselines=baselines.measurements,
+        slices=_slices(planned, labels, *headline, config) if headline[0] else {},
+        errors=reasons.total(),
+        error_reasons=tuple(reasons.most_common(_SHOWN_ERRORS)),
+        empty=sum(text is not None and not text.strip() for text in texts),
+        notes=tuple(notes),
+    )
+
+
+def _scores(planned: PlannedTask, asked: Sequence[Question], known: Mapping[str, Sample]) -> NDArray[np.float64]:
+    """float64 [rows, classes or outputs], nan where a row could not be asked."""
+    found = [known[item.key].scores for item in asked]
+    width = max((len(scores) for scores in found if scores is not None), default=_width(planned))
+    return np.array([[np.nan] * width if scores is None else scores for scores in found], dtype=np.float64)
+
+
+def _width(planned: PlannedTask) -> int:
+    """How many scores a row would have, had any row been scored."""
+    label: Any = planned.task.label
+    return {"binary": 2, "regression": 1}.get(label.kind) or len(getattr(label, "classes", None) or label.outputs)
+
+
+def _slices(
+    planned: PlannedTask,
+    labels: Sequence[Any],
+    predictions: Sequence[Prediction],
+    scores: NDArray[np.float64] | None,
+    config: EvaluationConfig,
+) -> dict[str, dict[str, Measurement]]:
+    """Quarters of the rows by total length, and by GC content of nucleotides."""
+    found = {}
+    for by, values in _quantities(planned.spec, planned.rows.table).items():
+        edges = np.unique(np.quantile(values, np.arange(1, _QUARTERS) / _QUARTERS, method="lower"))
+        places = np.searchsorted(edges, values)
+        names = {}
+        for place in np.unique(places):
+            inside = values[places == place]
+            names[int(place)] = f"{inside.min():.3g} to {inside.max():.3g}"
+        measured = measure(
+            planned.task,
+            labels,
+            predictions,
+            scores=scores,
+            groups=planned.groups,
+            seed=config.seed,
+            resamples=min(config.resamples, SLICE_RESAMPLES),
+            parsed=scores is None,
+            subsets=[names[int(place)] for place in places],
+        )
+        if measured.subsets:
+            found[by] = {name: measured.subsets[name] for name in dict.fromkeys(names.values())}
+    return found
+
+
+def _quantities(spec: Dataset, table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """What slices are made by: letters of all molecules, and the share of G and C among those of DNA and RNA."""
+    examples = table["sequences"].to_pylist()
+    nucleotides = [place for place, molecule in enumerate(spec.molecules) if molecule.type != "protein"]
+    found = {"length": np.array([sum(map(len, sequences)) for sequences in examples], dtype=np.float64)}
+    if nucleotides:
+        letters = ["".join(sequences[place] for place in nucleotides).upper() for sequences in examples]
+        found["gc"] = np.array([(text.count("G") + text.count("C")) / max(1, len(text)) for text in letters])
+    return found

@@ -1,0 +1,123 @@
+"""Forward passes: token ids in, logits or hidden states out, for any causal language model of transformers."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+
+_POSITIONS_PER_PASS = {"cpu": 32, "cuda": 256}
+
+
+class Forward:
+    """A model where and as it is, called with left-padded batches.
+
+    Args:
+        model: a transformers causal language model.
+        pad: token id that fills rows up; it is never seen.
+    """
+
+    def __init__(self, model: Any, pad: int) -> None:
+        self.model, self._pad = model, pad
+        weight = model.get_input_embeddings().weight
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
+        self.overhead = _POSITIONS_PER_PASS.get(self.device.type, 256)
+        """Filled up positions that cost about as much as one more forward pass."""
+        accepted = signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self._takes_logits_to_keep = "logits_to_keep" in accepted
+
+    @cached_property
+    def joins_caches(self) -> bool:
+        """Whether the caches of several forward passes can be made one: plain keys and values in every layer."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        _, cache = self.logits(*self.padded([[0]]), keep=1)
+        return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+    def padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`input_ids` and attention mask, int64 [rows, longest], padded on the left."""
+        longest = max(len(sequence) for sequence in sequences)
+        input_ids = np.full((len(sequences), longest), self._pad, dtype=np.int64)
+        mask = np.zeros((len(sequences), longest), dtype=np.int64)
+        for index, sequence in enumerate(sequences):
+            input_ids[index, longest - len(sequence) :] = sequence
+            mask[index, longest - len(sequence) :] = 1
+        return torch.from_numpy(input_ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        keep: int,
+        positions: torch.Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool = True,
+    ) -> tuple[torch.Tensor, Any]:
+        """Logits [rows, keep, vocabulary] of the last `keep` positions, and the cache grown by `input_ids`.
+
+        Args:
+            input_ids: int64 [rows, length].
+            mask: int64 [rows, cached + length], 0 for padding; or additive [rows, 1, length, length], which needs
+                `positions`.
+            positions: int64 [rows, length]; without, those that `mask` tells.
+        """
+        options: dict[str, Any] = {"use_cache": use_cache}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if self.takes_positions:
+            options["position_ids"] = positions_of(mask)[:, -input_ids.shape[1] :] if positions is None else positions
+        if self._takes_logits_to_keep:
+            options["logits_to_keep"] = keep
+        output = self.model(input_ids=input_ids, attention_mask=mask, **options)
+        return output.logits[:, -keep:], output.past_key_values if use_cache else None
+
+    @torch.inference_mode()
+    def hidden(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Hidden states [rows, length, hidden] after the last layer and its norm."""
+        options = {"position_ids": positions_of(mask)} if self.takes_positions else {}
+        output = self.model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options)
+        states: torch.Tensor = output.last_hidden_state
+        return states
+
+
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    """`position_ids`, int64 [rows, length], of left-padded rows: 0 at their first token, and in the padding."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def join_caches(caches: list[Any]) -> Any:
+    """One cache for the rows of all, padded on the left to the longest; see `Forward.joins_caches`."""
+    first, *others = caches
+    width = max(cache.get_seq_length() for cache in caches)
+    for layer, *same in zip(first.layers, *(cache.layers for cache in others), strict=True):
+        for name in ("keys", "values"):
+            parts = [getattr(one, name) for one in (layer, *same)]
+            joined = torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
+            setattr(layer, name, joined)
+    return first
+
+
+def batches(sizes: Sequence[int], *, budget: int, padding: int) -> list[list[int]]:
+    """Indices of rows that share a batch; longest rows first, so that memory peaks at the start.
+
+    Args:
+        sizes: positions that each row takes.
+        budget: most positions of a batch, filled up ones included; one row always fits.
+        padding: most filled up positions of a batch.
+    """
+    found: list[list[int]] = []
+    longest = filled = 0
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        filled += longest - sizes[index]
+        if found and filled <= padding and (len(found[-1]) + 1) * longest <= budget:
+            found[-1].append(index)
+        else:
+            found.append([index])
+            longest, filled = sizes[index], 0
+    return found
