@@ -33,7 +33,7 @@ demo: $(STAMP) ## prepare, train three stages, evaluate, serve, ask (KEEP=1 leav
 	$(BIN)/polysome run $(RECIPE) $(if $(KEEP),serving.keep=true) --runs $(RUNS)
 
 test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not gpu" $(PYTESTS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m "not gpu" $(PYTESTS)
 
 check: $(STAMP) ## lint, format, types, floors
 	$(BIN)/ruff check .
