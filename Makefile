@@ -11,6 +11,8 @@ unexport PYTHONPATH PYTHONHOME
 RECIPE  ?= jobs/recipes/demo.yaml
 RUNS    ?= runs
 PYTESTS ?= tests
+# Test files that run side by side; much of a test is waiting for the processes of Ray to start.
+TESTERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench clean
@@ -31,7 +33,7 @@ demo: $(STAMP) ## prepare, train three stages, evaluate, serve, ask (KEEP=1 leav
 	$(BIN)/polysome run $(RECIPE) $(if $(KEEP),serving.keep=true) --runs $(RUNS)
 
 test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu" $(PYTESTS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m "not gpu" $(PYTESTS)
 
 check: $(STAMP) ## lint, format, types, floors
 	$(BIN)/ruff check .

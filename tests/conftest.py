@@ -16,8 +16,9 @@ settings.load_profile("polysome")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests read the checkout's data set specs, wherever they are started from."""
+    """Tests read the checkout's data set specs, wherever they are started from, and compute on one thread each."""
     os.environ.setdefault("POLYSOME_DATASETS", str(ROOT / "datasets_spec"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -181,5 +181,5 @@ def _told(proteins: int, tokens: int, rows: int, started: float, packages: tuple
     }
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
     main(json.loads(sys.argv[1]))

@@ -108,5 +108,5 @@ def staged(recipe: "PrepareConfig", folder: str) -> dict[str, Any]:
     return {"proteins": proteins, "tokens": tokens, "seconds": dict(seconds)}
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
     main(json.loads(sys.argv[1]))

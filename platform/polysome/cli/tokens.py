@@ -44,6 +44,7 @@ def build(
     ] = None,
     vocabulary_size: Annotated[int, typer.Option(min=276, help="Without the k-mers.")] = 4096,
     kmer: Annotated[int, typer.Option(min=1, max=6, help="1: a token a base; else overlapping k-mers.")] = 1,
+    protein_kmer: Annotated[int, typer.Option(min=1, max=3, help="The same for proteins.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Build Polysome's own vocabulary: bases or k-mers, amino acids, and the phrases of the templates."""
@@ -59,9 +60,9 @@ def build(
     names = dataset or [name for name in specs.names() if specs.dataset(name).task]
     prompts = [specs.system_prompt(prompt) or "" for prompt in get_args(specs.Prompt)]
     texts = [*prompts, *(text for name in names for text in wordings(specs.dataset(name)))]
-    build_per_base_tokenizer(folder, texts, vocabulary_size=vocabulary_size, kmer=kmer)
+    build_per_base_tokenizer(folder, texts, vocabulary_size=vocabulary_size, kmer=kmer, protein_kmer=protein_kmer)
     if as_json:
-        print_json({"folder": folder, "datasets": names, "kmer": kmer})
+        print_json({"folder": folder, "datasets": names, "kmer": kmer, "protein_kmer": protein_kmer})
         return
     console().print(f"a vocabulary of {len(names)} data sets is in {folder}", markup=False, soft_wrap=True)
     next_step(f"polysome tokens audit {folder}")

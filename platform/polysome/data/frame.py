@@ -23,17 +23,28 @@ class Spelling:
 
     Attributes:
         kmer: DNA and RNA as overlapping k-mers, each after a blank; 1: not so.
+        protein_kmer: proteins as such.
         letters: molecule types, and the letters of each that are written as tokens of their own, `<dna:A>`; any other
             letter stays as it is.
     """
 
     kmer: int = 1
     letters: tuple[tuple[str, str], ...] = ()
+    protein_kmer: int = 1
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Spelling":
-        """What a tokenizer_config.json declares in `sequence_kmer` or `sequence_letters`; nothing: molecules stay."""
-        return cls(int(settings.get("sequence_kmer", 1)), tuple(sorted(settings.get("sequence_letters", {}).items())))
+        """What a tokenizer_config.json declares in `sequence_kmer` and `protein_kmer`, or `sequence_letters`; nothing:
+        molecules stay."""
+        return cls(
+            int(settings.get("sequence_kmer", 1)),
+            tuple(sorted(settings.get("sequence_letters", {}).items())),
+            int(settings.get("protein_kmer", 1)),
+        )
+
+    def kmer_of(self, molecule: str) -> int:
+        """Letters of one word of a molecule of this type; 1: it is not spelled in words."""
+        return self.protein_kmer if molecule == "protein" else self.kmer
 
     @property
     def plain(self) -> bool:
@@ -73,11 +84,11 @@ def messages(prompt: Prompt, question: str, answer: str | None = None) -> list[d
 
 
 def spell_sequence(molecule: str, sequence: str, spelling: Spelling) -> str:
-    """A molecule as it stands between its tags; in k-mers, a protein and what is shorter than k stay as they are."""
+    """A molecule as it stands between its tags; in k-mers, what is shorter than k stays as it is."""
     if spelling.letters:
         return sequence.translate(_tokens(molecule, spelling))
-    kmer = spelling.kmer
-    if kmer == 1 or molecule == "protein" or len(sequence) < kmer:
+    kmer = spelling.kmer_of(molecule)
+    if kmer == 1 or len(sequence) < kmer:
         return sequence
     return "".join(" " + sequence[start : start + kmer] for start in range(len(sequence) - kmer + 1))
 
@@ -86,7 +97,7 @@ def unspell_sequence(molecule: str, spelled: str, spelling: Spelling) -> str:
     """The molecule of which `spell_sequence` makes `spelled`; any other text gives something that it does not."""
     if spelling.letters:
         return re.sub(letter_token(molecule, "(.)"), r"\1", spelled)
-    if spelling.kmer == 1 or molecule == "protein" or not spelled.startswith(" "):
+    if spelling.kmer_of(molecule) == 1 or not spelled.startswith(" "):
         return spelled
     words = spelled.split(" ")[1:]
     return "".join([words[0], *(word[-1:] for word in words[1:])])

@@ -1,10 +1,12 @@
 """Tokens by letter: sequences become token ids by arithmetic on Arrow's buffers where a vocabulary allows it.
 
-It allows it when the molecule tags are tokens that split the text, and a capital letter between them (or, for DNA and
-RNA spelled in k-mers, a k-mer after a blank; or a letter spelled as a token of its own) is always one token.
+It allows it when the molecule tags are tokens that split the text, and a capital letter between them (or, for molecules
+spelled in k-mers, a k-mer after a blank; or a letter spelled as a token of its own) is always one token.
 """
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,23 +26,50 @@ from polysome.data.molecule_table import (
     parted_by_tags,
 )
 
-_BASES = "ACGTU"
+_BASES, _RESIDUES = "ACGTU", "ACDEFGHIKLMNPQRSTVWY"
 _UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The k-mers of some molecule types, each of which is one token.
+
+    Attributes:
+        kmer: letters of a word.
+        types: bool [molecule types].
+        digits: int32 [256], the digit of each byte; of an unknown character so far below zero that no other digits
+            bring its k-mer back into the table.
+        letters: how many there are, the base of the digits.
+        tokens: int32 [letters^kmer + 1] by the k-mer's digits; the last place stands for all unknown k-mers.
+    """
+
+    kmer: int
+    types: npt.NDArray[np.bool_]
+    digits: npt.NDArray[np.int32]
+    letters: int
+    tokens: npt.NDArray[np.int32]
+
+    def read(self, text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+        """int32 [characters]: the token of the k-mer that begins at each character, over the ends of sequences too."""
+        digits = self.digits[text]
+        codes = np.zeros(len(text), np.int32)
+        count = len(text) - self.kmer + 1
+        for place in range(self.kmer):
+            codes[:count] *= self.letters
+            codes[:count] += digits[place : place + count]
+        np.maximum(codes, -1, out=codes)
+        return _looked_up(self.tokens, codes)
 
 
 class LookupTokenizer(MoleculeTable):
     """A tokenizer whose molecules are looked up."""
 
     def __init__(
-        self, tokenizer: Tokenizer, spelling: Spelling, letters: npt.NDArray[np.int32], words: npt.NDArray[np.int32]
+        self, tokenizer: Tokenizer, spelling: Spelling, letters: npt.NDArray[np.int32], words: Sequence[_Words]
     ) -> None:
-        """See `of`; `letters` int32 [types, 256] by byte, `words` int32 [5^kmer] by the k-mer's digits in base 5."""
+        """See `of`; `letters` int32 [types, 256] by byte."""
         super().__init__(tokenizer, spelling)
-        kmer = spelling.kmer
         self._letters, self._words = letters, words
-        # An unknown character is so far below zero that no other digits bring its k-mer back into the table.
-        self._digits = np.full(256, -(len(_BASES) ** kmer), np.int32)
-        self._digits[[ord(base) for base in _BASES]] = range(len(_BASES))
 
     @classmethod
     def of(cls, tokenizer_json: str, spelling: Spelling) -> "LookupTokenizer | None":
@@ -53,15 +82,20 @@ class LookupTokenizer(MoleculeTable):
         """See `MoleculeTable`."""
         text, offsets = characters(values)
         starts, lengths = offsets[:-1].copy(), np.diff(offsets)
-        kmer = self.spelling.kmer
-        spelled = (types != TYPES.index("protein")) & (lengths >= kmer) & (kmer > 1)
-        sources = []
-        if not spelled.all() or not len(spelled):
-            sources.append(self._by_letter(text, types, lengths))
-        if spelled.any():
-            starts[spelled] += sum(map(len, sources))
-            lengths[spelled] -= kmer - 1
-            sources.append(self._spelled(text))
+        left = np.ones(len(types), bool)
+        parts = []
+        for words in self._words:
+            mine = words.types[types] & (lengths >= words.kmer)
+            if mine.any():
+                parts.append((mine, words.kmer - 1, words.read(text)))
+                left &= ~mine
+        if left.any() or not parts:
+            parts.append((left, 0, self._by_letter(text, types, lengths)))
+        sources: list[npt.NDArray[np.int32]] = []
+        for mine, fewer, found in parts:
+            starts[mine] += sum(map(len, sources))
+            lengths[mine] -= fewer
+            sources.append(found)
         source = sources[0] if len(sources) == 1 else np.concatenate(sources)
         if len(source) and source.min() == _UNKNOWN:
             unknown = np.flatnonzero(source == _UNKNOWN)
@@ -80,17 +114,6 @@ class LookupTokenizer(MoleculeTable):
         places = np.repeat(types.astype(np.int16) << 8, lengths)
         places += text
         return _looked_up(self._letters.ravel(), places)
-
-    def _spelled(self, text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """int32 [characters]: the token of the k-mer that begins at each character, over the ends of sequences too."""
-        digits = self._digits[text]
-        codes = np.zeros(len(text), np.int32)
-        count = len(text) - self.spelling.kmer + 1
-        for place in range(self.spelling.kmer):
-            codes[:count] *= len(_BASES)
-            codes[:count] += digits[place : place + count]
-        np.maximum(codes, -1, out=codes)
-        return _looked_up(self._words, codes)
 
 
 _STRETCH = 1 << 16
@@ -111,10 +134,18 @@ def _recognised(tokenizer_json: str, spelling: Spelling) -> LookupTokenizer | No
     if tokenizer is None:
         return None
     letters = _letter_tokens(tokenizer, spelling) if spelling.letters else _plain_letters(tokenizer)
-    # One place more than there are k-mers: index -1, which stands for a k-mer with an unknown character.
-    words = np.full(len(_BASES) ** spelling.kmer + 1, _UNKNOWN, np.int32)
-    if letters is None or (spelling.kmer > 1 and not _fill_words(tokenizer, spelling.kmer, words)):
+    if letters is None:
         return None
+    words = []
+    for molecules, alphabets, size in (
+        (("dna", "rna"), ("ACGT", "ACGU"), spelling.kmer),
+        (("protein",), (_RESIDUES,), spelling.protein_kmer),
+    ):
+        if size > 1:
+            table = _words(tokenizer, molecules, alphabets, size)
+            if table is None:
+                return None
+            words.append(table)
     lookup = LookupTokenizer(tokenizer, spelling, letters, words)
     return lookup if agrees(lookup) else None
 
@@ -150,13 +181,16 @@ def _sizes(joined: list[str]) -> npt.NDArray[np.int64]:
     return np.array([len(token) + 2 for token in joined], np.int64)
 
 
-def _fill_words(tokenizer: Tokenizer, kmer: int, words: npt.NDArray[np.int32]) -> bool:
-    """Whether every k-mer of ACGT and of ACGU, after a blank, is one token."""
-    spellings = {"".join(letters) for bases in ("ACGT", "ACGU") for letters in itertools.product(bases, repeat=kmer)}
-    ordered = sorted(spellings)
+def _words(tokenizer: Tokenizer, molecules: Sequence[str], alphabets: Sequence[str], kmer: int) -> _Words | None:
+    """The table of all k-mers of any one of the alphabets; None where one, after a blank, is not one token."""
+    letters = _BASES if len(alphabets) > 1 else alphabets[0]
+    ordered = sorted({"".join(word) for alphabet in alphabets for word in itertools.product(alphabet, repeat=kmer)})
     found = encode_texts(tokenizer, [f" {word}" for word in ordered])
     if len(found.values) != len(ordered) or found.offsets[-1] != len(ordered) or np.any(np.diff(found.offsets) != 1):
-        return False
-    codes = np.array([[_BASES.index(letter) for letter in word] for word in ordered])
-    words[codes @ (len(_BASES) ** np.arange(kmer)[::-1])] = found.values
-    return True
+        return None
+    digits = np.full(256, -(len(letters) ** kmer), np.int32)
+    digits[[ord(letter) for letter in letters]] = range(len(letters))
+    tokens = np.full(len(letters) ** kmer + 1, _UNKNOWN, np.int32)
+    codes = digits[np.array([[ord(letter) for letter in word] for word in ordered])]
+    tokens[codes @ (len(letters) ** np.arange(kmer)[::-1])] = found.values
+    return _Words(kmer, np.array([name in molecules for name in TYPES]), digits, len(letters), tokens)

@@ -77,7 +77,7 @@ def check_style(spec: Dataset, style: Style, *, spelling: Spelling = UNSPELLED) 
     if style.tag_style == "release" and not spelling.plain:
         raise ConfigurationError(
             "molecule tags of style 'release' do not close, so the template would not spell the sequences in "
-            + ("letter tokens" if spelling.letters else f"{spelling.kmer}-mers"),
+            + ("letter tokens" if spelling.letters else "k-mers"),
             where="tag_style",
             fix="use tag_style: xml, or a tokenizer that reads sequences as they stand",
         )

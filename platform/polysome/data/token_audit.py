@@ -65,6 +65,7 @@ class TokenAudit:
     fingerprint: str
     vocabulary_size: int
     kmer: int
+    protein_kmer: int
     molecules: tuple[MoleculeAudit, ...]
 
     def content(self) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def audit_tokens(
         fingerprint=tokenizer_fingerprint(local),
         vocabulary_size=tokenizer.get_vocab_size(),
         kmer=audited.spelling.kmer,
+        protein_kmer=audited.spelling.protein_kmer,
         molecules=tuple(
             audited.molecule(molecule, source, found[molecule], substitutions, random)
             for molecule in get_args(MoleculeType)

@@ -17,7 +17,7 @@ TOKENIZER_FOLDER = "tokenizer"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MEANING = ("bos_token", "eos_token", "pad_token", "chat_template", "sequence_kmer")
-_MEANING_IF_THERE = ("sequence_letters",)
+_MEANING_IF_THERE = ("sequence_letters", "protein_kmer")
 """Counted where they stand alone, so that tokenizers without them keep their fingerprints."""
 
 

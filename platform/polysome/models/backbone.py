@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -60,6 +61,7 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
         config = _configuration(source.config, tokenizer)
     else:
         folder = str(source.path)
+        _refuse_adapter(folder)
         try:
             _refuse_remote_code(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -175,6 +177,16 @@ def _configuration(fields: dict[str, Any], tokenizer: Any) -> PretrainedConfig:
         raise ConfigurationError(
             f"not a valid {model_type} configuration: {error}", where="model.config", fix="mend the named field"
         ) from error
+
+
+def _refuse_adapter(folder: str) -> None:
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+        raise ConfigurationError(
+            f"{folder} holds an adapter, not a model",
+            where="model.path",
+            fix="name the merged export/ of the adapter's run; or merge the adapter into its base "
+            "(polysome.training.adapter.load_adapter, merge_and_unload, save_pretrained)",
+        )
 
 
 def _refuse_remote_code(folder: str) -> None:

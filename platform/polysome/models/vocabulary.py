@@ -64,7 +64,11 @@ def extend_tokenizer(base: str | Path, folder: str | Path, *, fingerprint: str) 
     tokenizer.no_padding()
     letter_tokens = [_token(molecule, letter) for molecule, letters in LETTERS.items() for letter in letters]
     known = [token for token in letter_tokens if tokenizer.token_to_id(token) is not None]
-    if known or "sequence_letters" in settings or int(settings.get("sequence_kmer", 1)) > 1:
+    if (
+        known
+        or "sequence_letters" in settings
+        or any(int(settings.get(name, 1)) > 1 for name in ("sequence_kmer", "protein_kmer"))
+    ):
         raise ConfigurationError(
             f"the tokenizer spells molecules already{f', it has the token {known[0]}' if known else ''}",
             where=str(base),

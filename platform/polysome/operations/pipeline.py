@@ -23,7 +23,7 @@ from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
-from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, dataset
+from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, Split, dataset
 from polysome.storage import join, open_atomic
 from polysome.storage.local import local_folder
 from polysome.training.config import StageConfig, StageSettings
@@ -48,6 +48,8 @@ class BuiltTokenizer(Config):
     """Upper bound, k-mers not counted."""
     kmer: Annotated[int, Field(ge=1, le=6)] = 1
     """Spell DNA and RNA in overlapping k-mers; 1: base by base."""
+    protein_kmer: Annotated[int, Field(ge=1, le=3)] = 1
+    """Spell proteins in overlapping k-mers; 1: residue by residue."""
 
 
 class PipelineStage(Config):
@@ -190,18 +192,34 @@ def run_pipeline(
 
 
 def check(config: PipelineConfig) -> None:
-    """What can be known before the first step: data sets, heads of all files, tokenizer, model, rules, port.
+    """What can be known before the first step: data sets, heads of all files, tokenizer, model, rules, trackers, port.
 
     Raises:
         PolysomeError: what is wrong, where, and how to mend it.
     """
     from polysome.data.prepare import check_sources, preflight
     from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
+    from polysome.training.trackers import require_trackers
 
     if isinstance(config.tokenizer, str):
         tokenizer_fingerprint(local_tokenizer(config.tokenizer))
     files = {}
+
+    def need_task(task: str, split: Split, where: str, subsets: list[str] | None = None) -> None:
+        if dataset(task).task is None:
+            raise ConfigurationError(
+                f"{task!r} is an unlabelled corpus and cannot be asked about",
+                where=where,
+                fix="name data sets with a task",
+            )
+        for file in dataset(task).files(split, subsets):
+            files[task, split, file.uri] = (dataset(task), split, file)
+
     for name, stage in config.stages.items():
+        require_trackers(stage.train.trackers)
+        if stage.train.dev is not None:
+            for task in stage.train.dev.tasks:
+                need_task(task, stage.train.dev.split, f"stages.{name}.train.dev.tasks")
         for part, settings in (("prepare", stage.prepare), ("dev", stage.dev)):
             if settings is None:
                 continue
@@ -213,14 +231,7 @@ def check(config: PipelineConfig) -> None:
                     files[data, split, file.uri] = (dataset(data), split, file)
     if config.evaluation:
         for task in config.evaluation.tasks:
-            if dataset(task).task is None:
-                raise ConfigurationError(
-                    f"{task!r} is an unlabelled corpus and cannot be asked about",
-                    where="evaluation.tasks",
-                    fix="name data sets with a task",
-                )
-            for file in dataset(task).files(config.evaluation.split, config.evaluation.subsets):
-                files[task, config.evaluation.split, file.uri] = (dataset(task), config.evaluation.split, file)
+            need_task(task, config.evaluation.split, "evaluation.tasks", config.evaluation.subsets)
     preflight(list(files.values()))
     _check_model(config)
     if config.serving:
@@ -234,6 +245,7 @@ def _check_model(config: PipelineConfig) -> None:
     from polysome.data.tokenizer_files import local_tokenizer
     from polysome.models import trainability
     from polysome.models.backbone import build_model
+    from polysome.training.launch import require_numbers
 
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(config.tokenizer, str):
@@ -244,6 +256,9 @@ def _check_model(config: PipelineConfig) -> None:
         path = config.model.path
         source = config.model if path is None else ModelSource(path=local_folder(path))
         model = build_model(source, tokenizer, seed=config.seed, meta=True)
+        for stage in config.stages.values():
+            if stage.train.number_loss is not None:
+                require_numbers([item.dataset for item in stage.prepare.sources], tokenizer)
     for stage in config.stages.values():
         trainability.choose(model, stage.train.trainability)
 
@@ -256,7 +271,7 @@ def _build_tokenizer(config: PipelineConfig, settings: BuiltTokenizer, folder: s
     sources = [source.dataset for stage in config.stages.values() for source in stage.prepare.sources]
     texts = [CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT]
     texts += [text for name in dict.fromkeys(sources) for text in wordings(dataset(name))]
-    build_per_base_tokenizer(folder, texts, vocabulary_size=settings.vocabulary_size, kmer=settings.kmer)
+    build_per_base_tokenizer(folder, texts, **settings.model_dump())
 
 
 class _Pipeline:

@@ -105,7 +105,7 @@ class Plan:
     Attributes:
         device: None on CPUs.
         present: what is here, or on the cluster of RAY_ADDRESS.
-        cpus, gpus: needed at once.
+        cpus, gpus: used at once; problems go by the fewest that an elastic stage starts with.
         disk_free: of the runs folder, where it is local.
         existing: what stands in the run folder and what becomes of it.
         assumptions: sentences.
@@ -147,10 +147,13 @@ def make_plan(recipe: Recipe, options: Options) -> Plan:
         planned = tuple(_plan_stage(stage, tokenizer, device, here, options) for stage in stages)
     disk = sum(sum(stage.disk.values()) for stage in planned)
     problems = [f"{stage.config.name}: {stage.verdict}" for stage in planned if not stage.fits]
-    if gpus > here.gpus:
-        problems.append(f"{gpus} GPUs are needed and {here.gpus} are {here.where}")
-    if cpus > here.cpus:
-        problems.append(f"{cpus} CPUs are needed and {here.cpus} are {here.where}")
+    # An elastic stage starts with the fewest workers that it may have.
+    fewest_gpus = max(stage.config.workers.minimum * stage.config.workers.gpus_per_worker for stage in stages)
+    fewest_cpus = max(stage.config.workers.minimum * stage.config.workers.cpus_per_worker for stage in stages)
+    if fewest_gpus > here.gpus:
+        problems.append(f"{fewest_gpus} GPUs are needed and {here.gpus} are {here.where}")
+    if fewest_cpus > here.cpus:
+        problems.append(f"{fewest_cpus} CPUs are needed and {here.cpus} are {here.where}")
     if here.disk_free is not None and disk > here.disk_free:
         problems.append(f"{disk / 1e9:.1f} GB of disk are needed and {here.disk_free / 1e9:.1f} are free")
     return Plan(

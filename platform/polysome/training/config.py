@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from polysome.config import Config
 from polysome.models.backbone import ModelSource
 from polysome.models.trainability import Rule
+from polysome.specs import Split
 from polysome.storage import fingerprint
 
 OptimizerKind = Literal["auto", "deepspeed_cpu_adam", "adamw"]
@@ -102,7 +103,7 @@ class Dev(Config):
     """Prepared folder whose mean loss is taken, in all and by source."""
     tasks: list[str] = []
     """Data sets whose questions are asked; needs the job `train` or `pipeline`, which bring parsers and metrics."""
-    split: str = "dev"
+    split: Split = "dev"
     limit: int = Field(default=64, gt=0)
     """Most examples asked per task, and most rows of `data`, times the rows of an update, that are read."""
     max_new_tokens: int = Field(default=64, gt=0)
@@ -200,10 +201,14 @@ class StageConfig(StageSettings):
     """Prepared folder, path or URL."""
     model: ModelSource
 
-    def fingerprint(self, data_fingerprint: str) -> str:
+    def fingerprint(self, data_fingerprint: str, model_content: str | None = None) -> str:
         """16 hex digits of everything that decides the course of training; a resume must agree in it.
 
         The number of workers is not part of it, the rows per update are: two workers may go on where four stopped.
+
+        Args:
+            data_fingerprint: of the prepared data.
+            model_content: what stands at `model.path`, which then counts instead of the path itself.
         """
         decisive: dict[str, Any] = self.model_dump(
             mode="json",
@@ -213,4 +218,6 @@ class StageConfig(StageSettings):
             },
         )  # fmt: skip
         decisive["optimizer"].pop("kind")
+        if model_content is not None:
+            decisive["model"]["path"] = model_content
         return fingerprint({**decisive, "rows_per_update": self.rows_per_update, "data": data_fingerprint})

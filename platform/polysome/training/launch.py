@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from polysome.data.manifest import Manifest, read_manifest
 from polysome.data.ray_capacity import can_grow, require_capacity
 from polysome.data.ray_errors import cause_of
 from polysome.data.tokenizer_files import base_fingerprint, tokenizer_fingerprint
+from polysome.inference.folder import weights_fingerprint
 from polysome.models import trainability
 from polysome.specs import dataset
 from polysome.storage import (
@@ -43,6 +44,7 @@ from polysome.training.trackers import require_trackers
 if TYPE_CHECKING:
     from ray.train import Result
     from ray.train.torch import TorchTrainer
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +150,8 @@ def validate_stage(config: StageConfig, folder: str) -> str:
     _check_tokenizer(config, manifest, tokenizer_folder)
     extent(config, manifest.rows)
     require_folder_writable(folder)
-    fingerprint = config.fingerprint(manifest.fingerprint)
+    model = _bare_model(config, tokenizer_folder)
+    fingerprint = config.fingerprint(manifest.fingerprint, _model_content(config.model.path, model))
     newest = checkpoint.newest(join(folder, CHECKPOINTS))
     if newest is not None:
         checkpoint.check_fingerprint(newest, fingerprint)
@@ -157,9 +160,27 @@ def validate_stage(config: StageConfig, folder: str) -> str:
         _check_dev(config.dev.data, manifest)
     require_trackers(config.trackers)
     if config.number_loss is not None:
-        _check_number_loss(manifest, tokenizer_folder)
-    _write_table(config, tokenizer_folder, folder)
+        require_numbers([source.dataset for source in manifest.sources], tokenizer_folder)
+    _write_table(config, model, folder)
     return fingerprint
+
+
+def _bare_model(config: StageConfig, tokenizer_folder: str) -> PreTrainedModel:
+    """The model without weights, so that rules are checked against real names."""
+    from polysome.models.backbone import ModelSource, build_model
+
+    source = config.model if config.model.path is None else ModelSource(path=local_folder(config.model.path))
+    return build_model(source, tokenizer_folder, seed=config.seed, meta=True)
+
+
+def _model_content(path: str | None, model: PreTrainedModel) -> str | None:
+    """What a stage starts from: a digest of a folder's weights and configuration, the commit of a hub id."""
+    if path is None:
+        return None
+    folder = local_folder(path)
+    if os.path.isdir(folder):
+        return weights_fingerprint(folder)
+    return f"{path}@{model.config._commit_hash}"
 
 
 def _check_cluster(config: StageConfig) -> None:
@@ -203,11 +224,16 @@ def _check_tokenizer(config: StageConfig, manifest: Manifest, tokenizer_folder: 
         )
 
 
-def _check_number_loss(manifest: Manifest, tokenizer_folder: str) -> None:
+def require_numbers(datasets: Sequence[str], tokenizer_folder: str) -> None:
+    """Check that the number loss has numbers to look at.
+
+    Raises:
+        ConfigurationError: no data set asks for a number, or a digit has no token of its own.
+    """
     from polysome.data.tokenizer_files import load_tokenizer
     from polysome.training.numbers import number_tokens
 
-    if not any(_numeric(source.dataset) for source in manifest.sources):
+    if not any(_numeric(name) for name in datasets):
         raise ConfigurationError(
             "no source of the data asks for a number", where="number_loss", fix="take it out, or add a regression task"
         )
@@ -226,12 +252,8 @@ def _check_dev(folder: str, trained: Manifest) -> None:
     open_feed(folder, seed=0, cache=cache_folder("rows"))
 
 
-def _write_table(config: StageConfig, tokenizer_folder: str, folder: str) -> None:
-    """Log and store what trains; this builds the model without weights, so rules are checked against real names."""
-    from polysome.models.backbone import ModelSource, build_model
-
-    source = config.model if config.model.path is None else ModelSource(path=local_folder(config.model.path))
-    model = build_model(source, tokenizer_folder, seed=config.seed, meta=True)
+def _write_table(config: StageConfig, model: PreTrainedModel, folder: str) -> None:
+    """Log and store what trains."""
     choices = trainability.choose(model, config.trainability)
     if config.schedule.embedding_warmup_steps and not any("embedding" in choice.trains for choice in choices):
         raise ConfigurationError(

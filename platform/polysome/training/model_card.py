@@ -29,6 +29,7 @@ class Card:
     """The facts of a finished stage.
 
     Attributes:
+        fingerprint: of the stage.
         origin: of the model that the stage started from, as `origin` read it.
         rules: rows of `training.optimizer.table` as plain values.
         optimizer: which AdamW ran.
@@ -38,6 +39,7 @@ class Card:
     """
 
     config: StageConfig
+    fingerprint: str
     manifest: Manifest
     origin: Provenance
     progress: Progress
@@ -57,7 +59,7 @@ class Card:
         ]
         stage = StageRecord(
             stage=self.config.name,
-            fingerprint=self.config.fingerprint(manifest.fingerprint),
+            fingerprint=self.fingerprint,
             started_from=self.config.model.path,
             data=manifest.name,
             kind=manifest.kind,

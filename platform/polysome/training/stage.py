@@ -166,6 +166,7 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
         probe=torch.from_numpy(feed.rows(np.zeros(1, np.int64)).input_ids[:, :PROBE_TOKENS].astype(np.int64)),
         card=Card(
             config=config,
+            fingerprint=fingerprint,
             manifest=feed.manifest,
             origin=came_from,
             progress=progress,

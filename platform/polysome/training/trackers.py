@@ -258,6 +258,7 @@ class Mlflow:
         found = self._client.search_runs([number], query, max_results=1)
         self._run = (found[0] if found else self._client.create_run(number, run_name=run.id)).info.run_id
         self._client.update_run(self._run, status="RUNNING")
+        self._ended = False
 
     def log(self, row: Mapping[str, Any]) -> None:
         """See `Tracker.log`."""
@@ -266,13 +267,14 @@ class Mlflow:
         moment = int(1000 * row.get("time", time.time()))
         found = [Metric(number.path, number.value, moment, row["update"]) for number in numbers_of(row)]
         self._client.log_batch(self._run, metrics=found)
+        self._ended = row["update"] == row.get("updates")
 
     def sync(self) -> None:
         """Nothing: rows are on the server."""
 
     def close(self) -> None:
         """See `Tracker.close`."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, status="FINISHED" if self._ended else "KILLED")
 
 
 def _numbers(prefix: str, kind: str, member: str, content: Mapping[str, Any]) -> Iterator[Number]:

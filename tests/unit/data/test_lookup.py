@@ -26,13 +26,14 @@ from polysome.specs import CONCISE_SYSTEM_PROMPT, dataset, names
 TEXTS = [CONCISE_SYSTEM_PROMPT, "Is there a promoter? Yes, TATAAA and GGGCGG. No, there is not."]
 
 
-@pytest.fixture(scope="module", params=[1, 4, "letters"])
+@pytest.fixture(scope="module", params=[(1, 1), (4, 1), (1, 2), (3, 3), "letters"], ids=str)
 def folder(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(f"k{request.param}")
+    folder = tmp_path_factory.mktemp("tokenizer")
     if request.param == "letters":
         folder = write_extended_tokenizer(folder, TEXTS)
     else:
-        build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=request.param)
+        kmer, protein_kmer = request.param
+        build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=kmer, protein_kmer=protein_kmer)
     return folder, sequence_spelling(load_tokenizer(folder))
 
 

@@ -42,10 +42,11 @@ def with_task(**changes) -> Dataset:
     return Dataset.model_validate(content)
 
 
-@pytest.fixture(scope="module", params=[1, 4])
+@pytest.fixture(scope="module", params=[(1, 1), (4, 1), (4, 2)], ids=str)
 def tokenizer(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(f"k{request.param}")
-    build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=request.param)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    kmer, protein_kmer = request.param
+    build_per_base_tokenizer(folder, TEXTS, vocabulary_size=400, kmer=kmer, protein_kmer=protein_kmer)
     return load_tokenizer(folder)
 
 

@@ -227,7 +227,7 @@ def test_a_stage_takes_data_in_the_extension_of_its_models_tokenizer(extended: P
     )  # fmt: skip
     launch._check_tokenizer(config, manifest, str(data / "tokenizer"))
     with pytest.raises(ConfigurationError, match="no rule trains the embedding"):
-        launch._write_table(config, str(data / "tokenizer"), str(tmp_path))
+        launch._write_table(config, launch._bare_model(config, str(data / "tokenizer")), str(tmp_path))
     build_per_base_tokenizer(tmp_path / "model", TEXTS, vocabulary_size=300)
     with pytest.raises(DataError, match="the data was tokenized with tokenizer"):
         launch._check_tokenizer(config, manifest, str(data / "tokenizer"))

@@ -1,13 +1,14 @@
 """Which steps a pipeline runs: what chains have in common is prepared and trained once."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from polysome.config import ConfigurationError, validate
+from polysome.config import ConfigurationError, PolysomeError, validate
 from polysome.operations import jobs
-from polysome.operations.pipeline import PipelineConfig, _Pipeline
+from polysome.operations.pipeline import PipelineConfig, _Pipeline, check
 
 PREPARE = {"kind": "pretrain", "max_length": 64, "sources": [{"dataset": "planted_dna"}]}
 TRAIN = {"trainability": [{"match": ".", "mode": "full"}], "optimizer": {"learning_rate": 1e-3}, "epochs": 1}
@@ -72,3 +73,24 @@ def test_chains_share_prepared_data_and_the_stages_that_they_begin_with(monkeypa
 def test_a_chain_of_stages_that_are_not_there_is_refused(changes, told):
     with pytest.raises(ConfigurationError, match=told):
         recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trackers": ["mlflow"]}, "mlflow"),
+        ({"dev": {"every_updates": 1, "tasks": ["planted_dna"]}}, "stages.second.train.dev.tasks"),
+        ({"number_loss": {"weight": 0.3}}, "no source of the data asks for a number"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_told_before_the_first_begins(changes, told, monkeypatch):
+    from polysome.training import trackers
+
+    monkeypatch.setitem(trackers._NEEDED, "mlflow", "no_such_module")
+    stages = {"first": {"prepare": PREPARE, "train": TRAIN}, "second": {"prepare": PREPARE, "train": TRAIN | changes}}
+    model = {"config": {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}}
+    tokenizer = {"vocabulary_size": 300}
+    config = recipe(stages=stages, ablations={}, model=model, tokenizer=tokenizer)
+    with pytest.raises(PolysomeError) as error:
+        check(config)
+    assert re.search(told, str(error.value)), str(error.value)

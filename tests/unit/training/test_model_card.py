@@ -46,6 +46,7 @@ def card(data: Manifest, *, before: Provenance | None = None, rules: list | None
     rates = {"norm": {"learning_rate": 0.003, "weight_decay": 0.0}}
     return Card(
         config=stage(**changes),
+        fingerprint="stage0",
         manifest=data,
         origin=before or Provenance(base=None),
         progress=Progress(update=7, position=2800, tokens=123456, loss=1.23456),
@@ -71,7 +72,7 @@ def test_a_card_holds_every_recorded_fact() -> None:
         "TinyForCausalLM", "9,876,543", "4,321",
         "| model.norm | full | 32 | norm 0.003 (weight decay 0) |", "AdamW (adamw)", "0.001", "2,800",
         "123,456", "1.2346 nats", "bf16", "20, ZeRO stage 2", "promoters0@2", "1,234", "56,789", "data-promoters",
-        "recipe0", "tokens0", "7 of 400 rows", stage().fingerprint("data-promoters"), __version__, "research only",
+        "recipe0", "tokens0", "7 of 400 rows", "stage0", __version__, "research only",
         "In 3 examples",
     ]:  # fmt: skip
         assert fact in text, fact

@@ -25,6 +25,12 @@ def test_fingerprint_ignores_where_and_how_often_but_not_what() -> None:
     assert stage().fingerprint("other data") != same
 
 
+def test_fingerprint_goes_by_what_stands_at_the_models_path() -> None:
+    here, there = (stage(model={"path": path}) for path in ("here", "there"))
+    assert here.fingerprint("data", "weights") == there.fingerprint("data", "weights")
+    assert here.fingerprint("data", "weights") != here.fingerprint("data", "other weights")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

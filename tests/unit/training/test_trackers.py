@@ -176,6 +176,7 @@ class Server:
     def __init__(self) -> None:
         self.runs: dict[str, SimpleNamespace] = {}
         self.points: list[tuple[str, str, float, int]] = []
+        self.ends: list[str] = []
 
     def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
         known = [run for run in self.runs.values() if run.experiment == name]
@@ -197,7 +198,8 @@ class Server:
     def log_batch(self, run_id: str, metrics: list[SimpleNamespace]) -> None:
         self.points += [(run_id, metric.key, metric.value, metric.step) for metric in metrics]
 
-    def set_terminated(self, run_id: str) -> None: ...
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.ends.append(status)
 
 
 def test_mlflow_goes_on_in_the_run_that_was_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +217,11 @@ def test_mlflow_goes_on_in_the_run_that_was_resumed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
     for after_update in (0, 10):
         opened = open_trackers(["mlflow"], "unused", Run("run-1", "stage2", after_update))
-        opened.log({"update": after_update + 10, "loss": 1.0})
+        opened.log({"update": after_update + 10, "updates": 20, "loss": 1.0})
         opened.close()
         assert not opened.failed
     assert list(server.runs) == ["run-1"]
+    assert server.ends == ["KILLED", "FINISHED"]
     assert [point for point in server.points if point[1] == "training/loss"] == [
         ("id of run-1", "training/loss", 1.0, 10),
         ("id of run-1", "training/loss", 1.0, 20),
