@@ -99,7 +99,7 @@ def main() -> int:
         "command": "python benchmarks/evaluation/harness.py --peer-python PEERS/bin/python",
         **subject.described(),
         "task": list(TASKS),
-        "seconds_are": "of wall clock on one core, from the loaded model to the metrics; the best round of each counts",
+        "seconds_are": "of CPU on one core, from the loaded model to the metrics; the best round of each counts",
         "rows_per_task": rows,
         "max_new_tokens": MAX_NEW_TOKENS,
         "versions_of_the_peer": found[min(peers, key=lambda name: peers[name])]["versions"],

@@ -35,7 +35,7 @@ from polysome.data.frame import Spelling
 from polysome.data.ragged import Ragged
 from polysome.data.render import messages, question, wordings
 from polysome.evaluation.dev import DevEvaluation, DevTask
-from polysome.evaluation.metrics import pro_rated_spearman
+from polysome.evaluation.metrics import spearman
 from polysome.evaluation.parsers import parser
 from polysome.inference.batch import BatchEngine, asking
 from polysome.inference.engine import Engine
@@ -114,7 +114,7 @@ def main() -> None:
                 run = {"loss": name, "weight": weight, **run, "cpu_seconds": round(time.process_time() - began, 1)}
                 print({key: value for key, value in run.items() if key not in READ}, flush=True)
                 runs.append(run)
-    summary = compare(np.array(dev.tasks[0].labels), runs)
+    summary = compare(np.array(dev.tasks[0].labels)[:, 0], runs)
     show(given.task, summary)
     write_json(
         str(given.out),
@@ -148,7 +148,7 @@ def dev_questions(spec: Dataset, limit: int) -> DevEvaluation:
     """The first `limit` examples of the dev split, asked in the task's one wording and without a system prompt."""
     examples = read_examples(spec, "dev", limit=limit).to_pylist()
     conversations = [messages("none", question(spec, example["sequences"])) for example in examples]
-    labels = [example["label"][0] for example in examples]
+    labels = [tuple(example["label"]) for example in examples]
     return DevEvaluation((DevTask(spec, tuple(conversations), tuple(labels)),), max_new_tokens=8)
 
 
@@ -211,7 +211,7 @@ def one(
         means = expected(engine, dev.tasks[0])
     measured = dev.measure([answers])[dev.tasks[0].spec.name]
     parse = parser(dev.tasks[0].spec.task)
-    parsed = [parse(text or "") for _, text in answers]
+    parsed = [told[0] if (told := parse(text or "")) else np.nan for _, text in answers]
     last = np.mean(lately[-50:], axis=0)
     return {
         "seed": seed,
@@ -222,22 +222,20 @@ def one(
         "prediction_spread": measured["prediction_spread"],
         "train_cross_entropy": last[0],
         "train_number_loss": last[1],
-        "text": np.array([np.nan if value is None else value for value in parsed]),
+        "text": np.array(parsed),
         "mean": means,
     }
 
 
 def expected(engine: Engine, task: DevTask) -> np.ndarray:
     """The mean of the numbers that the model may answer, float64 [examples], each cut after its first decimal."""
-    tenths = np.arange(int(10 * min(task.labels)) - 1, int(10 * max(task.labels)) + 2)
+    labels = np.array(task.labels)
+    tenths = np.arange(int(10 * labels.min()) - 1, int(10 * labels.max()) + 2)
     choices = {f"{sign}{tenth // 10}.{tenth % 10}" for tenth in abs(tenths).tolist() for sign in ("", "-")}
     cells = sorted(choices)
     centres = np.array([float(cell) + (-0.045 if cell.startswith("-") else 0.045) for cell in cells])
-    means = []
-    for conversation in task.conversations:
-        likely = np.exp(engine.score(conversation, cells))
-        means.append(likely @ centres / likely.sum())
-    return np.array(means)
+    likely = np.exp([scores.sums for scores in engine.score(task.conversations, cells)])
+    return likely @ centres / likely.sum(axis=1)
 
 
 def batches(documents: Documents, size: Size, seed: int) -> Iterator[Batch]:
@@ -269,8 +267,8 @@ def compare(labels: np.ndarray, runs: list[dict[str, Any]]) -> list[dict[str, An
     rows, first = [], np.zeros(RESAMPLES)
     for name, read in itertools.product(LOSSES, READ):
         mine = [run[read] for run in runs if run["loss"] == name]
-        resampled = np.mean([pro_rated_spearman(labels[chosen], values[chosen]) for values in mine], axis=0)
-        seeds = [float(pro_rated_spearman(labels, values)) for values in mine]
+        resampled = np.mean([[spearman(labels[rows], values[rows]) for rows in chosen] for values in mine], axis=0)
+        seeds = [spearman(labels, values) for values in mine]
         row = {
             "loss": name,
             "read": read,

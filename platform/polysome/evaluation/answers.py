@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -27,6 +27,7 @@ from polysome.storage import exists, fingerprint, join
 TEXT = 320
 """Letters kept of a question or an answer."""
 _SHOWN_SEQUENCE = 48
+_UNSAID = "(scored, not asked in words)"
 _MOLECULE = re.compile(r"<(dna|rna|protein)>([^<>]*)</?\1>")
 
 
@@ -37,6 +38,7 @@ class Answered:
     id: str
     label: Value | str
     strict: Prediction
+    """Of a task that was scored alone, what the scores speak for."""
     official: Prediction
     """Without a sentiment model."""
     scores: tuple[float, ...] | None
@@ -84,6 +86,8 @@ def read_answers(evaluation: Evaluation, folder: str) -> dict[str, list[Answered
             Answered(**{**kept, "scores": scored[name].get(kept["id"], kept)["scores"]})
             for kept in (texts[name] if result.styles else scored[name]).values()
         ]
+        if rows and not result.styles:
+            rows = _scored_alone(specs[name].task, rows)
         if rows and _gives(specs[name].task, rows, result):
             found[name] = rows
     return found
@@ -153,13 +157,26 @@ def _gives(task: Task, rows: Sequence[Answered], result: TaskResult) -> bool:
     if expected is None or expected.n != len(rows):
         return False
     told = [row.strict for row in rows]
-    if not result.styles:
-        known = [row.scores for row in rows if row.scores is not None]
-        blank = (math.nan,) * len(known[0] if known else ())
-        table = np.array([row.scores or blank for row in rows], dtype=np.float64)
-        told = predictions_of(task, table) if known else told
-    value = measure(task, [row.label for row in rows], told, seed=0, resamples=0).value.value
+    value = measure(task, [row.label for row in rows], told, style=expected.style, seed=0, resamples=0).value.value
     return value == expected.value.value or math.isclose(value, expected.value.value, abs_tol=1e-9)
+
+
+def _scored_alone(task: Task, rows: list[Answered]) -> list[Answered]:
+    told = label_of_scores(task, rows)
+    return [
+        replace(row, strict=value, told=None if row.scores is None else _UNSAID)
+        for row, value in zip(rows, told, strict=True)
+    ]
+
+
+def label_of_scores(task: Task, rows: Sequence[Answered]) -> list[Prediction]:
+    """The label that each row's scores speak for; None where it was not scored."""
+    width = max((len(row.scores) for row in rows if row.scores is not None), default=0)
+    if not width:
+        return [None] * len(rows)
+    blank = (math.nan,) * width
+    table = np.array([blank if row.scores is None else row.scores for row in rows], dtype=np.float64)
+    return predictions_of(task, table)
 
 
 def _shortened(match: re.Match[str]) -> str:

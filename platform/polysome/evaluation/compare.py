@@ -10,8 +10,8 @@ import numpy as np
 
 from polysome.config import ConfigurationError, DataError
 from polysome.evaluation import statistics
-from polysome.evaluation.answers import Answered, read_answers
-from polysome.evaluation.measure import SCALE, Style, predictions_of
+from polysome.evaluation.answers import Answered, label_of_scores, read_answers
+from polysome.evaluation.measure import SCALE, Style
 from polysome.evaluation.measure import compare as paired
 from polysome.evaluation.parsers import Prediction
 from polysome.evaluation.report import omics_groups, title_of
@@ -242,12 +242,7 @@ def _read(name: str, item: Contestant, rows: Mapping[str, Answered], ids: Sequen
         return [rows[key].official for key in ids]
     task = dataset(name).task
     assert task is not None
-    scores = [rows[key].scores for key in ids]
-    width = max((len(score) for score in scores if score is not None), default=0)
-    if not width:
-        raise DataError(f"{name} was not scored", where=item.name, fix="evaluate with mode scores, or compare strict")
-    table = np.array([score if score is not None else (math.nan,) * width for score in scores], dtype=np.float64)
-    return predictions_of(task, table)
+    return label_of_scores(task, [rows[key] for key in ids])
 
 
 def _value(result: TaskResult, style: Style) -> float:

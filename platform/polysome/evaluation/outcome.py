@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from polysome.evaluation import parsers
 from polysome.evaluation.baselines import Baselines
-from polysome.evaluation.calibration import calibrate
+from polysome.evaluation.calibration import Calibration, calibrate
 from polysome.evaluation.config import EvaluationConfig
 from polysome.evaluation.measure import Measurement, Style, measure, predictions_of
 from polysome.evaluation.parsers import Prediction, Sentiment
@@ -21,6 +22,8 @@ from polysome.specs import Dataset
 from polysome.storage import fingerprint
 
 STYLES: tuple[Literal["strict", "official"], ...] = ("strict", "official")
+CALIBRATED = "_calibrated"
+"""End of the id of a yes-no task's metric where the answer is the one that the calibration on dev finds likelier."""
 SLICE_RESAMPLES = 200
 """Of a slice's interval, at most."""
 _SHOWN_ERRORS = 5
@@ -76,6 +79,9 @@ def outcome(
         dev = planned.calibration if isinstance(planned.calibration, list) else None
         held_out = ([item.label for item in dev], _scores(planned, dev, known)) if dev else None
         calibration = calibrate(task, labels, scores, held_out)
+        if calibration and calibration.method == "platt":
+            value = measured(_calibrated(scores, calibration), "scored", scores).value
+            scored = replace(scored, extras={**scored.extras, f"{task.metric}{CALIBRATED}": value})
     texts = [known[item.key].model_output for item in planned.questions.get("text", [])]
     for style in STYLES if texts else ():
         parse = parsers.parser(task, style=style, sentiment=sentiment)
@@ -115,6 +121,12 @@ def _scores(planned: PlannedTask, asked: Sequence[Question], known: Mapping[str,
     found = [known[item.key].scores for item in asked]
     width = max((len(scores) for scores in found if scores is not None), default=_width(planned))
     return np.array([[np.nan] * width if scores is None else scores for scores in found], dtype=np.float64)
+
+
+def _calibrated(scores: NDArray[np.float64], calibration: Calibration) -> list[Prediction]:
+    """Yes or no by the fitted probability; a temperature moves no decision between classes, so it has none of this."""
+    margins = calibration.parameters["slope"] * (scores[:, 1] - scores[:, 0]) + calibration.parameters["offset"]
+    return [None if np.isnan(margin) else (float(margin > 0),) for margin in margins]
 
 
 def _width(planned: PlannedTask) -> int:

@@ -1,10 +1,11 @@
-"""Charts of the report's page: measured and published numbers in, a chart with its legend and its table out."""
+"""Charts of the report's page: measured and published numbers in, a chart with its legend and its table out.
+
+The SVG texts go into the page as they are: whatever they quote is escaped where they are made, in `charts`.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup
 
 from polysome.evaluation import charts
 from polysome.evaluation.calibration import Calibration
@@ -32,9 +33,9 @@ class Grid:
 class Chart:
     """A chart, what it shows in words, its legend, and its numbers."""
 
-    svg: Markup
+    svg: str
     caption: str
-    keys: tuple[tuple[Markup, str], ...]
+    keys: tuple[tuple[str, str], ...]
     table: Grid
 
 
@@ -81,7 +82,7 @@ def calibration_chart(calibration: Calibration) -> Chart:
     how = f" Fitted by {calibration.method} ({fitted}) on {calibration.dev_n} dev rows." if calibration.method else ""
     notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in calibration.notes)
     return Chart(
-        Markup(charts.reliability("Reliability", [(name, state.bins) for name, state in states])),
+        charts.reliability("Reliability", [(name, state.bins) for name, state in states]),
         f"Calibration of the scored probabilities on {calibration.n} rows. {told}.{how}{notes}",
         _keys([name for name, _ in states]),
         Grid("Reliability by bin", ("confidence", "rows", "mean confidence", "frequency"), tuple(rows)),
@@ -92,9 +93,7 @@ def density_chart(density: Density) -> Chart:
     """Answers over labels."""
     rows = tuple((f"{label:.3g}", f"{told:.3g}", f"{spread:.3g}", f"{n}") for label, told, spread, n in density.tenths)
     return Chart(
-        Markup(
-            charts.density(f"{density.output}: answers over labels", density.counts.tolist(), density.low, density.high)
-        ),
+        charts.density(f"{density.output}: answers over labels", density.counts.tolist(), density.low, density.high),
         f"{density.output}: answers (to the right) over labels (upwards); on the diagonal both are equal. Answers "
         "outside the range of the labels are counted at its edge.",
         (),
@@ -115,7 +114,7 @@ def slices_chart(result: TaskResult) -> Chart | None:
     if not parts:
         return None
     return Chart(
-        Markup(charts.forest("By length, GC content and subset", [(name, [_mark(0, item)]) for name, item in parts])),
+        charts.forest("By length, GC content and subset", [(name, [_mark(0, item)]) for name, item in parts]),
         "Quarters of the rows by the letters of their molecules and by their share of G and C, and subsets; "
         f"{'strict answers' if result.styles else 'by scores'}.",
         (),
@@ -161,7 +160,7 @@ def _forest(report: Report, group: str, tasks: Sequence[str]) -> Chart:
         if task in column.measurements
     ]
     return Chart(
-        Markup(charts.forest(f"{group}: values with 95 % intervals", marks)),
+        charts.forest(f"{group}: values with 95 % intervals", marks),
         "Values x100 with their 95 % intervals.",
         _keys([column.title for column in columns]),
         Grid(f"{group}, intervals", ("task", "system", "value", "95 % interval"), tuple(rows)),
@@ -209,11 +208,11 @@ def _chart(
         for place, name in enumerate(names)
     )
     legend = _keys([one.name for one in series]) if keys else ()
-    return Chart(Markup(svg), caption, legend, Grid(title, ("task", *(one.name for one in series)), rows))
+    return Chart(svg, caption, legend, Grid(title, ("task", *(one.name for one in series)), rows))
 
 
-def _keys(names: Sequence[str]) -> tuple[tuple[Markup, str], ...]:
-    return tuple((Markup(charts.marker(number)), name) for number, name in enumerate(names))
+def _keys(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((charts.marker(number), name) for number, name in enumerate(names))
 
 
 def _mark(series: int, measurement: Measurement) -> charts.Mark:

@@ -114,7 +114,7 @@ def plan(
 
     Args:
         model: fingerprint of the model and its adapter.
-        folder: of the evaluation; it keeps the leakage groups.
+        folder: keeps the leakage groups.
 
     Raises:
         ConfigurationError, DataError: see `task_specs` and `read_rows`; a split has no rows.

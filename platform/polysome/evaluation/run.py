@@ -80,7 +80,7 @@ def evaluate(
     *,
     progress: Progress | None = None,
     announce: Callable[[str], None] = logger.info,
-    baselines: str | None = None,
+    shared: str | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
 ) -> Evaluation:
@@ -92,7 +92,8 @@ def evaluate(
 
     Args:
         announce: is told what is begun, in lines.
-        baselines: JSON file that keeps baselines from one evaluation to the next; by default in `folder`.
+        shared: folder that keeps what follows from the data alone, leakage groups and baselines, from one evaluation to
+            the next; by default `folder`.
         command: what makes the results again, for the record.
         versions: of the software, for the record.
 
@@ -106,14 +107,14 @@ def evaluate(
     check(config)
     require_folder_writable(folder)
     model = _fingerprints(config)
-    planned = plan(config, model.whole, folder, announce=announce)
+    planned = plan(config, model.whole, shared or folder, announce=announce)
     questions = [item for task in planned for item in task.asked]
     with SampleFile(folder) as samples:
         waiting = [item for item in questions if _is_open(samples.known.get(item.key))]
         announce(f"{len(questions)} questions, {len(questions) - len(waiting)} of them answered before")
         _ask(config, planned, waiting, samples, len(questions), progress)
         known = {item.key: samples.known[item.key] for item in questions}
-    found = _baselines(config, planned, baselines or join(folder, BASELINES_FILE), announce)
+    found = _baselines(config, planned, join(shared or folder, BASELINES_FILE), announce)
     announce("measuring")
     sentiment = sentiment_model(config.sentiment) if config.sentiment else None
     evaluation = Evaluation(

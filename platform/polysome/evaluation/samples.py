@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import IO, Any
 
 import fsspec
@@ -100,7 +100,7 @@ class SampleFile:
 
     def append(self, samples: Sequence[Sample]) -> None:
         """Write samples so that they survive a kill -9 of this process and a power cut of this machine."""
-        lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+        lines = "".join(json.dumps(vars(sample), ensure_ascii=False) + "\n" for sample in samples)
         self._handle.write(lines.encode())
         self._handle.flush()
         os.fsync(self._handle.fileno())

@@ -32,10 +32,10 @@ ADAPTER = "default"
 class BatchEngine:
     """An Engine for one Hugging Face folder: safetensors only, no remote code, the dtype that the weights are saved in.
 
-    Conversations are sorted by length, cut into left-padded batches of a token budget, and decoded together; rows that
-    ended leave the batch as soon as half of it has. Greedy answers equal those of `model.generate` one by one. All
-    choices of a `score` are computed in one forward pass, after a prompt that is computed once (`polysome.inference
-    .trie`), where the architecture allows it.
+    Conversations are sorted by length, cut into left-padded batches of a token budget, and decoded together: prompts of
+    like lengths are read together first, and rows that ended leave the batch as soon as half of it has. Greedy answers
+    equal those of `model.generate` one by one. All choices of a `score` are computed in one forward pass, after a
+    prompt that is computed once (`polysome.inference.trie`), where the architecture allows it.
 
     Args:
         path: model folder, local or any fsspec URL.

@@ -12,7 +12,7 @@ import torch
 from polysome.inference.engine import Sampling
 from polysome.inference.forward import Forward, batches, join_caches
 
-_CACHED_PADDING = 8192
+_CACHED_PADDING = 4096
 """Most padding in the cache of a batch. A step reads it all, which at some point takes longer than a step more."""
 
 
@@ -94,7 +94,7 @@ class Decoder:
             logits, cache = self._forward.logits(input_ids, mask, keep=1)
             return rows, logits[:, -1], mask, cache
         sizes = [len(row.prompt) for row in rows]
-        groups = batches(sizes, budget=sum(sizes), padding=self._forward.overhead)
+        groups = batches(sizes, budget=len(rows) * max(sizes), padding=self._forward.overhead)
         parts, masks, caches = [], [], []
         for group in groups:
             input_ids, mask = self._forward.padded([rows[index].prompt for index in group])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_POSITIONS_PER_PASS = {"cpu": 32, "cuda": 256}
+_POSITIONS_PER_PASS = {"cpu": 64, "cuda": 256}
+"""Measured on one core with a model of 5 million parameters; on a GPU an estimate."""
 
 
 class Forward:

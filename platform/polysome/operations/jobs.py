@@ -145,12 +145,12 @@ def evaluate(
     run_id: str | None = None,
     parents: Sequence[str] = (),
     announce: Announce = log.info,
-    baselines: str | None = None,
+    shared: str | None = None,
 ) -> runs.Run:
     """Ask a model the declared tasks and measure its answers.
 
     Args:
-        baselines: JSON file that keeps baselines from one evaluation to the next; by default in the run folder.
+        shared: folder that keeps leakage groups and baselines from one evaluation to the next; by default the run's.
     """
     from polysome.evaluation.run import check
 
@@ -166,7 +166,7 @@ def evaluate(
                 run.folder,
                 progress=_asked(announce),
                 announce=announce,
-                baselines=baselines,
+                shared=shared,
                 command=provenance.command(),
                 versions=run.record.versions,
             )

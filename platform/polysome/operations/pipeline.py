@@ -370,7 +370,7 @@ class _Pipeline:
             run_id=config.name,
             parents=parents,
             announce=self.announce,
-            baselines=join(self.folder, BASELINES_FILE),
+            shared=self.folder,
         )
         self.announce(f"  {_step_summary(step.record)}")
         self.evaluations[title] = read_evaluation(step.folder)

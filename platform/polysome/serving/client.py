@@ -139,7 +139,7 @@ class _EngineBackend:
         )[0]
 
     async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-        return self._engine.score(conversation, choices)
+        return list(self._engine.score([conversation], choices)[0].sums)
 
 
 def ask_folder(config: ServeConfig, task: str, records: Sequence[RawRecord]) -> list[dict[str, Any]]:

@@ -123,7 +123,7 @@ class ModelPool:
         def work() -> list[float]:
             if deadline < time.time():
                 raise Expired("the request waited longer than its time limit")
-            return self._engine.score(conversation, choices)
+            return list(self._engine.score([conversation], choices)[0].sums)
 
         return await self._run(work)
 

@@ -222,7 +222,8 @@ def read_number(spec: Dataset, text: str) -> float | None:
     """The number that the strict parser reads in an answer; None for none, or one out of the label's range."""
     assert spec.task is not None
     assert isinstance(spec.task.label, RegressionLabel)
-    value = parser(spec.task)(text)
+    told = parser(spec.task)(text)
+    value = told[0] if isinstance(told, tuple) and told else None
     low, high = spec.task.label.minimum, spec.task.label.maximum
     if value is None or (low is not None and value < low) or (high is not None and value > high):
         return None

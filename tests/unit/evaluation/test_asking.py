@@ -16,7 +16,7 @@ from polysome.evaluation.questions import sample_key
 from polysome.evaluation.results import RESULTS_FILE
 from polysome.evaluation.run import Evaluation, evaluate, read_evaluation
 from polysome.evaluation.samples import SAMPLES_FILE
-from polysome.inference.engine import Conversation, Generation
+from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.inference.fake import FakeEngine
 from polysome.specs import dataset
 
@@ -216,6 +216,31 @@ def test_scores_relative_to_the_question_without_molecules(
     assert plain.tasks[0].measurement is plain.tasks[0].scored
 
 
+def test_a_bias_towards_one_answer_is_found_on_dev_and_told_beside_the_scores(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+) -> None:
+    class Biased(FakeEngine):
+        """Finds yes likelier than no whatever it is asked, and by how much follows from the molecule."""
+
+        def score(self, conversations: Sequence[Conversation], choices: Sequence[str]) -> list[Scores]:
+            found = []
+            for conversation in conversations:
+                sequence = conversation[-1]["content"].partition("<dna>")[2].partition("</dna>")[0]
+                yes = 10 + 20 * (sequence.count("A") / len(sequence) - 0.3)
+                sums = tuple(yes if choice.startswith("Yes") else 0.0 for choice in choices)
+                found.append(Scores(sums, (1,) * len(choices)))
+            return found
+
+    in_process(Biased("Yes."))
+    [result] = evaluated(recipe(declare("binary"), modes=["scores"]), tmp_path).tasks
+    assert result.scored is not None
+    assert result.scored.value.value == 0
+    assert result.scored.extras["auroc_scored"].value == 1
+    assert result.scored.extras["mcc_calibrated"].value > 0.8
+
+
 def test_rows_that_failed_in_passing_are_asked_again(
     declare: Callable[..., str],
     in_process: Callable[[FakeEngine], None],
@@ -305,8 +330,6 @@ def test_scores_that_are_not_finite_are_error_rows(
 ) -> None:
     class Broken(FakeEngine):
         def score(self, conversations, choices):
-            from polysome.inference.engine import Scores
-
             return [Scores((float("nan"),) * len(choices), (1,) * len(choices)) for _ in conversations]
 
     name = declare("binary")

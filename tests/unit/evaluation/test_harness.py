@@ -215,7 +215,6 @@ def test_a_wording_that_is_not_there_and_a_corpus_are_refused(tmp_path: Path) ->
         export_harness(["planted_dna"], str(tmp_path))
 
 
-@pytest.mark.slow
 def test_the_harness_itself_reads_the_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = pytest.importorskip("lm_eval.tasks")
     monkeypatch.chdir(folder)

@@ -143,6 +143,17 @@ def test_answers_that_do_not_give_the_results_are_left_out_and_that_is_said(tmp_
     assert "not at hand" in page([read_subject(str(tmp_path))], title="t", command="c")
 
 
+def test_a_task_that_was_scored_alone_shows_what_its_scores_speak_for(tmp_path: Path) -> None:
+    evaluation = write_evaluation(tmp_path, right(0.5), tasks=["planted_promoter"], modes=["scores"])
+    found = read_subject(str(tmp_path)).details["planted_promoter"]
+    assert found.confusion is not None
+    counts = found.confusion.counts
+    scored = evaluation.tasks[0].scored
+    assert scored is not None
+    assert np.trace(counts) / counts.sum() == pytest.approx(scored.extras["accuracy"].value)
+    assert (found.unparsable, found.invalid) == (0, ())
+
+
 def test_a_torn_last_line_is_no_error(tmp_path: Path) -> None:
     evaluation = write_evaluation(tmp_path, right(0.9), tasks=["planted_promoter"])
     with open(tmp_path / SAMPLES_FILE, "a") as handle:

@@ -98,6 +98,7 @@ def test_half_precision_is_not_mistaken_for_an_obstacle(
 
 def test_one_forward_pass_for_all_choices_of_all_conversations(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = BatchEngine(llama)
+    engine._forward.overhead = 1000
     engine.score(CHATS, CHOICES)
     shapes = []
     logits = Forward.logits
@@ -111,6 +112,11 @@ def test_one_forward_pass_for_all_choices_of_all_conversations(llama: str, monke
     beginnings = {choice[:size] for choice in encoded for size in range(1, len(choice))}
     longest = max(len(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]) for chat in CHATS)
     assert shapes[0] == (len(CHATS), longest + len(beginnings))
+    # Where padding would cost more than another pass, rows of like lengths alone share one.
+    engine._forward.overhead = 10
+    engine.score(CHATS, CHOICES)
+    assert sum(rows for rows, _ in shapes[1:]) == len(CHATS)
+    assert 1 < len(shapes) - 1 < len(CHATS)
 
 
 def test_what_exceeds_the_context_is_named(llama: str) -> None:
