@@ -3,7 +3,7 @@
     python benchmarks/training/plan.py
 
 Each model is planned as `polysome plan --measure` does: memory is computed, and the time is that of copies with one and
-two layers, times its layers. Then the whole model trains for some updates in a worker process of its own, with the
+four layers, times its layers. Then the whole model trains for some updates in a worker process of its own, with the
 stage's engine. Compared are the peak memory of that process, less that of the same process with a model of a few
 thousand parameters, and the CPU seconds of an update, which other work on the machine hardly lengthens. While memory is
 measured the C library gives freed tensors back; by default it keeps much of what is freed, and a process can hold up to
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "training" / "results" / "plan.json"
 PAPER = ROOT / "jobs" / "recipes" / "chatmultiomics" / "pipeline.yaml"
 BOUND = 0.15
-ROUNDS = 3
+ROUNDS = 2
 RETURNING = "glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536"
 """glibc then maps every larger tensor by itself and unmaps it when it is freed."""
 
@@ -100,7 +100,10 @@ PAPER_OVERRIDES = ["stages.stage3.train.epochs=6"]
 
 def main() -> None:
     """Plan, measure, compare, print, write."""
-    compared = [compare(name, content) for name, content in CASES.items()]
+    compared = []
+    for name, content in CASES.items():
+        compared.append(compare(name, content))
+        print({key: compared[-1][key] for key in ("model", "memory", "update")}, flush=True)
     paper = paper_stages()
     show(compared, paper)
     write_json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,7 +81,10 @@ def plan(
         print_json(content(made, cost, currency))
     else:
         _show(made, cost, currency)
-        next_step(f"polysome run {recipe}" if not made.problems else "mend what is said above, and plan again")
+        command = ["polysome", "run", recipe, *(overrides or [])]
+        command += ["--runs", runs] if runs != "runs" else []
+        command += ["--run-id", run_id] if run_id else []
+        next_step(shlex.join(command) if not made.problems else "mend what is said above, and plan again")
     if made.problems:
         raise typer.Exit(ResourceError.exit_code)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -61,7 +62,7 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
         config = _configuration(source.config, tokenizer)
     else:
         folder = str(source.path)
-        _refuse_adapter(folder)
+        _refuse_other_folders(folder)
         try:
             _refuse_remote_code(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -179,7 +180,17 @@ def _configuration(fields: dict[str, Any], tokenizer: Any) -> PretrainedConfig:
         ) from error
 
 
-def _refuse_adapter(folder: str) -> None:
+def _refuse_other_folders(folder: str) -> None:
+    if not os.path.isdir(folder):
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", folder):
+            return  # a hub id
+        raise ConfigurationError(
+            f"there is no folder {folder}", where="model.path", fix="name a Hugging Face folder or a hub id"
+        )
+    if not os.path.isfile(os.path.join(folder, "config.json")) and os.path.isdir(os.path.join(folder, "export")):
+        raise ConfigurationError(
+            f"{folder} is a training run, not a model", where="model.path", fix="name the folder export/ in it"
+        )
     if os.path.isfile(os.path.join(folder, "adapter_config.json")):
         raise ConfigurationError(
             f"{folder} holds an adapter, not a model",

@@ -17,7 +17,7 @@ from polysome.config import ConfigurationError
 from polysome.operations import provenance, runs
 from polysome.operations.cluster import connect
 from polysome.operations.recipes import Recipe
-from polysome.storage import exists, join
+from polysome.storage import absolute, exists, join
 
 if TYPE_CHECKING:
     from polysome.data.config import PrepareConfig
@@ -199,8 +199,10 @@ def pipeline(
     config: "PipelineConfig", runs_root: str, *, run_id: str | None = None, announce: Announce = log.info
 ) -> runs.Run:
     """Prepare, train and evaluate every stage of a recipe, each step a run below the pipeline's."""
-    from polysome.operations.pipeline import check, run_pipeline
+    from polysome.operations.pipeline import check, require_unchanged, run_pipeline
 
+    if run_id is not None:
+        require_unchanged(config, join(absolute(runs_root), run_id))
     check(config)
     workers = [stage.train.workers for stage in config.stages.values()]
     with connect(

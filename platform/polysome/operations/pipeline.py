@@ -10,13 +10,13 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from polysome.config import Config, ConfigurationError
+from polysome.config import Config, ConfigurationError, PolysomeError
 from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
@@ -24,7 +24,7 @@ from polysome.operations import jobs, provenance, runs
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, Split, dataset
-from polysome.storage import join, open_atomic
+from polysome.storage import exists, join, open_atomic
 from polysome.storage.local import local_folder
 from polysome.training.config import StageConfig, StageSettings
 
@@ -185,10 +185,71 @@ def run_pipeline(
             return run
         try:
             _Pipeline(config, run, announce).run()
-        except BaseException:
-            announce(f"stopped; go on with the same command and --run-id {run.id}")
+        except BaseException as error:
+            if not isinstance(error, ConfigurationError):
+                announce(f"stopped; go on with the same command and --run-id {run.id}")
             raise
     return run
+
+
+def changed_steps(config: PipelineConfig, folder: str) -> dict[str, list[str]]:
+    """Steps in a run folder that the recipe would now make otherwise, each with the settings that differ."""
+    found = {}
+    for name, settings in _planned(config):
+        if exists(join(folder, name, runs.RECORD)):
+            earlier = runs.read_run(join(folder, name)).config
+            if differing := [key for key, value in settings.items() if _known(earlier.get(key)) != _known(value)]:
+                found[name] = differing
+    return found
+
+
+def require_unchanged(config: PipelineConfig, folder: str) -> None:
+    """Refuse a recipe that would change a step which a run folder already holds; nothing is touched.
+
+    Raises:
+        ConfigurationError: it would; the steps and their settings are named.
+    """
+    if changed := changed_steps(config, folder):
+        told = "; ".join(f"{name} differs in {', '.join(keys)}" for name, keys in changed.items())
+        raise ConfigurationError(
+            f"the run holds steps of another configuration: {told}",
+            where=folder,
+            fix="choose another run id, or restore what the run.json of each step says",
+        )
+
+
+def _planned(config: PipelineConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name of every step that has a run of its own, and its settings, in the order in which they run."""
+    prepared: set[str] = set()
+    trained: dict[tuple[str, ...], str] = {}
+
+    def prepare(name: str, settings: PrepareSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+        if (key := settings.model_dump_json()) not in prepared:
+            prepared.add(key)
+            yield f"prepare-{name}", settings.model_dump(mode="json")
+
+    for chain, stages in config.chains.items():
+        for position, stage in enumerate(stages):
+            begun, item = tuple(stages[: position + 1]), config.stages[stage]
+            if begun not in trained:
+                trained[begun] = stage if chain == MAIN else f"{chain}-{stage}"
+                yield from prepare(stage, item.prepare)
+                if item.dev is not None and item.train.dev is not None:
+                    yield from prepare(f"{stage}-dev", item.dev)
+                yield trained[begun], item.train.model_dump(mode="json")
+            if config.evaluation and _evaluated(config.evaluation, chain, stage, last=position == len(stages) - 1):
+                settings = config.evaluation.model_dump(mode="json", include=set(EvaluationSettings.model_fields))
+                yield f"evaluate-{trained[begun]}", settings
+
+
+def _known(value: Any) -> Any:
+    """A setting, less the folder of prepared dev data, which a recipe does not know."""
+    return {**value, "data": bool(value["data"])} if isinstance(value, dict) and "data" in value else value
+
+
+def _evaluated(settings: PipelineEvaluation, chain: str, stage: str, *, last: bool) -> bool:
+    """Whether the model is evaluated after this stage of this chain."""
+    return last if chain != MAIN else settings.after is None or stage in settings.after
 
 
 def check(config: PipelineConfig) -> None:
@@ -256,11 +317,20 @@ def _check_model(config: PipelineConfig) -> None:
         path = config.model.path
         source = config.model if path is None else ModelSource(path=local_folder(path))
         model = build_model(source, tokenizer, seed=config.seed, meta=True)
-        for stage in config.stages.values():
-            if stage.train.number_loss is not None:
-                require_numbers([item.dataset for item in stage.prepare.sources], tokenizer)
-    for stage in config.stages.values():
-        trainability.choose(model, stage.train.trainability)
+        for name, stage in config.stages.items():
+            with _in_stage(name):
+                if stage.train.number_loss is not None:
+                    require_numbers([item.dataset for item in stage.prepare.sources], tokenizer)
+                trainability.choose(model, stage.train.trainability)
+
+
+@contextmanager
+def _in_stage(name: str) -> Iterator[None]:
+    """Errors about the training of a stage, with its name."""
+    try:
+        yield
+    except PolysomeError as error:
+        raise type(error)(error.what, where=f"stages.{name}.train.{error.where}", fix=error.fix) from error
 
 
 def _build_tokenizer(config: PipelineConfig, settings: BuiltTokenizer, folder: str) -> None:
@@ -304,7 +374,8 @@ class _Pipeline:
                 name = stage if chain == MAIN else f"{chain}-{stage}"
                 self.trained[begun] = name, self._train(name, stage, export)
             name, export = self.trained[begun]
-            if self._evaluated(chain, stage, last=position == len(stages) - 1):
+            asked = self.config.evaluation
+            if asked is not None and _evaluated(asked, chain, stage, last=position == len(stages) - 1):
                 self._evaluate(name, _title(chain, begun), export)
         assert export is not None
         return export
@@ -349,12 +420,6 @@ class _Pipeline:
         step = jobs.train(config, self.folder, run_id=name, parents=parents, announce=self.announce)
         self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["export"])
-
-    def _evaluated(self, chain: str, stage: str, *, last: bool) -> bool:
-        if self.config.evaluation is None:
-            return False
-        after = self.config.evaluation.after
-        return last if chain != MAIN else after is None or stage in after
 
     def _evaluate(self, name: str, title: str, export: str) -> None:
         from polysome.evaluation.run import read_evaluation

@@ -19,7 +19,7 @@ from polysome.operations import plan_memory, plan_time
 from polysome.operations.plan_data import TEXT_CHARACTERS_PER_TOKEN, Data, declared, estimated, of_manifest, unknown
 from polysome.operations.plan_memory import Memory
 from polysome.operations.plan_model import Batch, Model, examine
-from polysome.operations.plan_runs import Present, overwritten, present
+from polysome.operations.plan_runs import Present, overwritten, present, refused
 from polysome.operations.plan_time import Assumptions, Time
 from polysome.operations.plan_verdict import assumptions, verdict
 from polysome.operations.recipes import Recipe
@@ -156,6 +156,8 @@ def make_plan(recipe: Recipe, options: Options) -> Plan:
         problems.append(f"{fewest_cpus} CPUs are needed and {here.cpus} are {here.where}")
     if here.disk_free is not None and disk > here.disk_free:
         problems.append(f"{disk / 1e9:.1f} GB of disk are needed and {here.disk_free / 1e9:.1f} are free")
+    for step, keys in refused(recipe, options.runs, options.run_id).items():
+        problems.append(f"{step} stands in run {options.run_id} with other settings ({', '.join(keys)})")
     return Plan(
         recipe=recipe,
         stages=planned,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from polysome.training.batch import MicroBatch
 
 REPEATS = 5
+SHALLOW = (1, 4)
+"""Layers of the copies: the further apart, the less an error of one grows with the layers of the whole model."""
 LIMIT_SECONDS = 1800
 
 
@@ -119,21 +121,24 @@ def rehearse(rehearsal: Rehearsal) -> tuple[str, list[Timing]]:
 
 
 def measured_rate(settings: StageSettings, model: dict[str, Any], batch: Batch) -> Rate:
-    """The rate of a stage on this machine, from copies of its model with one and two layers.
+    """The rate of a stage on this machine, from copies of its model with one and four layers.
 
     Raises:
         ResourceError: see `rehearse`.
     """
-    cases = [(layers, accumulation) for layers in (1, 2) for accumulation in (1, 2)]
+    cases = [(layers, accumulation) for layers in SHALLOW for accumulation in (1, 2)]
     device, timings = rehearse(Rehearsal(settings=settings, model=model, cases=cases, **asdict(batch)))
     seconds = {(timing.layers, timing.accumulation): timing.seconds for timing in timings}
-    micro_batch = [seconds[layers, 2] - seconds[layers, 1] for layers in (1, 2)]
-    update = [seconds[layers, 1] - micro for layers, micro in zip((1, 2), micro_batch, strict=True)]
+    micro_batch = [seconds[layers, 2] - seconds[layers, 1] for layers in SHALLOW]
+    update = [seconds[layers, 1] - micro for layers, micro in zip(SHALLOW, micro_batch, strict=True)]
     return Rate(device, _line(*micro_batch), _line(*update))
 
 
-def _line(one: float, two: float) -> tuple[float, float]:
-    return 2 * one - two, two - one
+def _line(few: float, more: float) -> tuple[float, float]:
+    """Around the layers, and per layer."""
+    fewest, most = SHALLOW
+    per_layer = (more - few) / (most - fewest)
+    return few - per_layer * fewest, per_layer
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ arXiv 1910.02054, and DeepSpeed 0.19's `stage_1_and_2.py`, where each term below
 
 weights      b N          on every worker; those that train lie in one flat buffer
 optimizer    12 T / n     fp32 masters and two moments; in host memory when offloaded (arXiv 2101.06840)
-gradients    4 T / n      fp32, summed over micro-batches
-buckets      2 b B        gradients on their way, B = reduce_bucket_size elements, and the copy that is reduced
+gradients    4 T / n      fp32, summed over micro-batches; on the GPU also when the optimizer is offloaded
+buckets      (b + 4) B    gradients on their way, B = reduce_bucket_size elements, and the fp32 copy that is reduced
 
 With `zero: 0` every worker has all of it: 12 T in bf16, where masters stand beside the weights, else 8 T, and 4 T.
 Activations are counted, not estimated (plan_model.py); with gradient checkpointing a layer keeps its input alone and
@@ -76,10 +76,10 @@ def worker_memory(settings: StageSettings, model: Model, workers: int, *, cuda: 
 
     offloaded = settings.offload and cuda
     lasting = {"weights": width * model.held, "optimizer": 0 if offloaded else _optimizer(settings, shard)}
-    gradients = FP32 * shard
-    summed = 0 if offloaded else gradients
+    # In fp32 there is nothing to sum more exactly: gradients go to the host one by one.
+    summed = 0 if settings.offload and settings.precision == "fp32" else FP32 * shard
     if settings.offload and not cuda:
-        summed = _offloaded_gradients(settings, shard, workers)
+        summed += _offloaded_gradients(settings, shard, workers)
     # Between micro-batches the sum stands; before the first of an update there is none under ZeRO.
     before = summed if not settings.zero or settings.offload or settings.accumulation(workers) > 1 else 0
     reserved, reducing = _buckets(settings, model, workers)
@@ -151,7 +151,7 @@ def _buckets(settings: StageSettings, model: Model, workers: int) -> tuple[int, 
         together = FP32 * (min(model.trainable, _REDUCED_AT_ONCE) + model.largest) if workers > 1 else 0
         return 0, max(width * model.largest, together)
     elements = bucket_elements(settings, model)
-    return width * elements, width * min(elements, model.trainable)
+    return width * elements, FP32 * min(elements, model.trainable)
 
 
 def _update(settings: StageSettings, shard: int) -> int:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from polysome.operations import runs
 from polysome.operations.machine import inspect
+from polysome.operations.pipeline import PipelineConfig, changed_steps
 from polysome.operations.recipes import Recipe
 from polysome.storage import absolute, exists, fingerprint, join
 
@@ -76,8 +77,18 @@ def overwritten(recipe: Recipe, runs_root: str, run_id: str | None) -> Iterator[
         return
     yield _fate(folder, recipe)
     if recipe.job == "pipeline":
+        changed = refused(recipe, runs_root, run_id)
         for step, record in runs.list_steps(folder):
-            yield f"  {record.id}: {_status(step, record)}"
+            differing = changed.get(record.id)
+            fate = f"refused, differs in {', '.join(differing)}" if differing else _status(step, record)
+            yield f"  {record.id}: {fate}"
+
+
+def refused(recipe: Recipe, runs_root: str, run_id: str | None) -> dict[str, list[str]]:
+    """Steps of the run that stand there with other settings, and which; none for a new run."""
+    if run_id is None or not isinstance(recipe.config, PipelineConfig):
+        return {}
+    return changed_steps(recipe.config, join(absolute(runs_root), run_id))
 
 
 def _fate(folder: str, recipe: Recipe) -> str:
@@ -88,7 +99,7 @@ def _fate(folder: str, recipe: Recipe) -> str:
     if not same and recipe.job != "pipeline":
         return f"{folder} has another configuration, and is refused; nothing is overwritten"
     if not same:
-        return f"{folder} has another configuration: steps that are the same are kept, others refused"
+        return f"{folder} has another configuration: it goes on if no step that stands there changes"
     return f"{folder} goes on: {_status(folder, record)}"
 
 

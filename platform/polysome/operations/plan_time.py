@@ -114,7 +114,7 @@ def measured(settings: StageSettings, model: Model, batch: Batch, updates: int, 
         "optimizer": rate.update_seconds(layers) / (workers if settings.zero else 1),
     }
     tokens = batch.tokens * accumulation * workers
-    basis = f"measured: {rate.device}, one worker, copies of the model with one and two layers"
+    basis = f"measured: {rate.device}, one worker, copies of the model with one and four layers"
     return Time(parts, updates, tokens / sum(parts.values()), basis)
 
 

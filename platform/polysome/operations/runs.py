@@ -24,7 +24,17 @@ from pydantic import BaseModel, Field
 
 from polysome.config import Config, ConfigurationError, DataError, PolysomeError, validate
 from polysome.operations import provenance
-from polysome.storage import absolute, exists, fingerprint, join, list_folder, make_folder, read_json, write_json
+from polysome.storage import (
+    absolute,
+    exists,
+    fingerprint,
+    join,
+    list_folder,
+    make_folder,
+    read_json,
+    require_folder_writable,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -280,6 +290,7 @@ def _make_root(root: str) -> None:
             where="--runs",
             fix="name a folder or URL that can be written",
         ) from error
+    require_folder_writable(root)
 
 
 def _start_new(root: str, record: RunRecord) -> Run:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from polysome.config import ConfigurationError, PolysomeError, validate
-from polysome.operations import jobs
-from polysome.operations.pipeline import PipelineConfig, _Pipeline, check
+from polysome.operations import jobs, runs
+from polysome.operations.pipeline import PipelineConfig, _Pipeline, changed_steps, check, require_unchanged
 
 PREPARE = {"kind": "pretrain", "max_length": 64, "sources": [{"dataset": "planted_dna"}]}
 TRAIN = {"trainability": [{"match": ".", "mode": "full"}], "optimizer": {"learning_rate": 1e-3}, "epochs": 1}
@@ -94,3 +94,21 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_begins(changes, told,
     with pytest.raises(PolysomeError) as error:
         check(config)
     assert re.search(told, str(error.value)), str(error.value)
+
+
+def test_a_recipe_that_changes_a_step_that_stands_is_refused_before_anything_is_touched(tmp_path):
+    config = recipe(model={"path": "base"})
+    stage = config.stages["first"].train.model_dump(mode="json")
+    folder = tmp_path / "first"
+    with runs.start(str(tmp_path), "train", "first", {**stage, "data": "here", "name": "first"}, run_id="first"):
+        pass
+    before = (folder / "run.json").read_bytes()
+    assert changed_steps(config, str(tmp_path)) == {}
+    require_unchanged(config, str(tmp_path))
+    stages = {**config.model_dump(mode="json")["stages"]}
+    stages["first"] = {"prepare": PREPARE, "train": {**TRAIN, "optimizer": {"learning_rate": 2e-3}}}
+    other = recipe(stages=stages)
+    assert changed_steps(other, str(tmp_path)) == {"first": ["optimizer"]}
+    with pytest.raises(ConfigurationError, match="first differs in optimizer"):
+        require_unchanged(other, str(tmp_path))
+    assert (folder / "run.json").read_bytes() == before
