@@ -153,7 +153,7 @@ def fmax(items: Sequence[Item]) -> float:
 
 def rouge_l(items: Sequence[Item]) -> float:
     """Mean ROUGE-L F1, with stemming."""
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped, unused-ignore]
+    from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return float(np.mean([scorer.score(label, told)["rougeL"].fmeasure if told else 0.0 for label, told, _ in items]))
