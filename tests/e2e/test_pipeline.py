@@ -78,4 +78,4 @@ def test_a_killed_pipeline_goes_on_and_finishes(tmp_path, isolated_environment):
         command(runs, port, "seed=5"), env=isolated_environment, capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert other.returncode == 2
-    assert "another configuration (differs in: seed)" in other.stderr
+    assert "prepare-stage1 differs in seed; stage1 differs in seed" in other.stderr
