@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polysome.data.config import PrepareConfig
     from polysome.evaluation.config import EvaluationConfig
     from polysome.evaluation.dev import DevEvaluation
-    from polysome.operations.pipeline import PipelineConfig
+    from polysome.operations.pipeline_config import PipelineConfig
     from polysome.serving.config import ServeConfig
     from polysome.training.config import StageConfig
 
@@ -199,7 +199,8 @@ def pipeline(
     config: "PipelineConfig", runs_root: str, *, run_id: str | None = None, announce: Announce = log.info
 ) -> runs.Run:
     """Prepare, train and evaluate every stage of a recipe, each step a run below the pipeline's."""
-    from polysome.operations.pipeline import check, require_unchanged, run_pipeline
+    from polysome.operations.pipeline import run_pipeline
+    from polysome.operations.pipeline_check import check, require_unchanged
 
     if run_id is not None:
         require_unchanged(config, join(absolute(runs_root), run_id))

@@ -5,28 +5,26 @@ stopped goes on with the first that is not finished. An ablation is another chai
 shares with other chains (prepared data, the stages that it begins with, baselines) is made once.
 """
 
-import copy
 import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-
-from polysome.config import Config, ConfigurationError, PolysomeError
+from polysome.config import ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
+from polysome.operations.pipeline_check import build_tokenizer
+from polysome.operations.pipeline_config import MAIN, PipelineConfig
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
-from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, Split, dataset
-from polysome.storage import exists, join, open_atomic
-from polysome.storage.local import local_folder
-from polysome.training.config import StageConfig, StageSettings
+from polysome.specs import dataset
+from polysome.storage import join, open_atomic
+from polysome.training.config import StageConfig
 
 if TYPE_CHECKING:
     from polysome.evaluation.baselines import Baselines
@@ -34,138 +32,6 @@ if TYPE_CHECKING:
     from polysome.evaluation.run import Evaluation
 
 log = logging.getLogger(__name__)
-
-MAIN = "main"
-DEV_DATA = "prepared by the pipeline"
-"""Stands for the folder until it is known."""
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-class BuiltTokenizer(Config):
-    """Build Polysome's own vocabulary from the wordings of the pipeline's data sets."""
-
-    vocabulary_size: Annotated[int, Field(ge=276)] = 1024
-    """Upper bound, k-mers not counted."""
-    kmer: Annotated[int, Field(ge=1, le=6)] = 1
-    """Spell DNA and RNA in overlapping k-mers; 1: base by base."""
-    protein_kmer: Annotated[int, Field(ge=1, le=3)] = 1
-    """Spell proteins in overlapping k-mers; 1: residue by residue."""
-
-
-class PipelineStage(Config):
-    """One stage: its data and its training."""
-
-    prepare: PrepareSettings
-    train: StageSettings
-    dev: PrepareSettings | None = None
-    """Data of the dev loss, prepared as well; `train.dev` says when it is taken, and needs no `data`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dev_data_follows(cls, content: Any) -> Any:
-        """Let `train.dev` do without the path that only the pipeline knows."""
-        if not isinstance(content, dict) or not content.get("dev"):
-            return content
-        content = copy.deepcopy(content)
-        settings = content.get("train")
-        measured = settings.get("dev") if isinstance(settings, dict) else None
-        if not isinstance(measured, dict) or measured.get("data"):
-            raise ValueError("dev prepares data for train.dev, which must say every_updates, and no data of its own")
-        measured["data"] = DEV_DATA
-        return content
-
-
-class Reference(Config):
-    """A published number that stands beside the results for context."""
-
-    dataset: str
-    system: str
-    value: float
-    """In the scale of its source."""
-    source: str
-
-
-class PipelineEvaluation(EvaluationSettings):
-    """What is asked after each stage, and of whom."""
-
-    after: list[str] | None = None
-    """Stages of the main chain after which to evaluate; all when not given. Ablations are evaluated at their end."""
-
-
-class PipelineServing(ServeSettings):
-    """Serve the main chain's last export when all is done, and ask it a question over HTTP."""
-
-    question_task: str
-    """Data set whose first test example is asked."""
-    keep: bool = False
-    """Leave the endpoint up until Ctrl-C."""
-
-
-class PipelineConfig(Config):
-    """The recipe of a pipeline."""
-
-    name: str
-    seed: int = 42
-    """Of everything below that names no seed of its own: data, training, evaluation."""
-    tokenizer: str | BuiltTokenizer
-    """Folder of a Hugging Face tokenizer, or how to build one."""
-    model: ModelSource
-    """What the first stage of a chain starts from; later stages start from the export before them."""
-    stages: Annotated[dict[Name, PipelineStage], Field(min_length=1)]
-    """In order."""
-    chain: Annotated[list[Name], Field(min_length=1)] | None = None
-    """Stages of the main chain, in order; all of them when not given."""
-    ablations: dict[Name, list[str]] = {}
-    """Other chains by name: which stages they run, in order."""
-    evaluation: PipelineEvaluation | None = None
-    references: list[Reference] = []
-    notes: list[str] = []
-    """Sentences that the report shall end with."""
-    serving: PipelineServing | None = None
-    report: str | None = None
-    """Also write the Markdown report to this file."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spread_seed(cls, content: Any) -> Any:
-        """Give the pipeline's seed to every part that names none."""
-        if not isinstance(content, dict) or "seed" not in content:
-            return content
-        content = copy.deepcopy(content)
-        parts = [content.get("evaluation")]
-        if isinstance(content.get("stages"), dict):
-            for stage in content["stages"].values():
-                parts += [stage.get(part) for part in ("prepare", "train", "dev")] if isinstance(stage, dict) else []
-        for part in parts:
-            if isinstance(part, dict):
-                part.setdefault("seed", content["seed"])
-        return content
-
-    @model_validator(mode="after")
-    def _chains_exist(self) -> "PipelineConfig":
-        reserved = {MAIN, "tokenizer"} & {*self.stages, *self.ablations}
-        if reserved:
-            raise ValueError(f"{sorted(reserved)[0]!r} cannot name a stage or an ablation")
-        for name, chain in self.chains.items():
-            unknown = [stage for stage in chain if stage not in self.stages]
-            if unknown or len(set(chain)) < len(chain) or not chain:
-                part = "chain" if name == MAIN else f"ablation {name!r}"
-                raise ValueError(f"{part} needs stages of {list(self.stages)}, each once, found {chain}")
-        if self.evaluation and self.evaluation.after:
-            unknown = [stage for stage in self.evaluation.after if stage not in self.chains[MAIN]]
-            if unknown:
-                raise ValueError(f"evaluation.after names {unknown}, stages are {self.chains[MAIN]}")
-        tasks = self.evaluation.tasks if self.evaluation else []
-        if self.serving and self.serving.question_task not in tasks:
-            raise ValueError(f"serving.question_task must be one of the evaluated tasks {tasks}")
-        if strange := sorted({item.dataset for item in self.references} - set(tasks)):
-            raise ValueError(f"references name {strange}, which are not evaluated")
-        return self
-
-    @property
-    def chains(self) -> dict[str, list[str]]:
-        """All chains, the main one first."""
-        return {MAIN: self.chain or list(self.stages), **self.ablations}
 
 
 def run_pipeline(
@@ -190,158 +56,6 @@ def run_pipeline(
                 announce(f"stopped; go on with the same command and --run-id {run.id}")
             raise
     return run
-
-
-def changed_steps(config: PipelineConfig, folder: str) -> dict[str, list[str]]:
-    """Steps in a run folder that the recipe would now make otherwise, each with the settings that differ."""
-    found = {}
-    for name, settings in _planned(config):
-        if exists(join(folder, name, runs.RECORD)):
-            earlier = runs.read_run(join(folder, name)).config
-            if differing := [key for key, value in settings.items() if _known(earlier.get(key)) != _known(value)]:
-                found[name] = differing
-    return found
-
-
-def require_unchanged(config: PipelineConfig, folder: str) -> None:
-    """Refuse a recipe that would change a step which a run folder already holds; nothing is touched.
-
-    Raises:
-        ConfigurationError: it would; the steps and their settings are named.
-    """
-    if changed := changed_steps(config, folder):
-        told = "; ".join(f"{name} differs in {', '.join(keys)}" for name, keys in changed.items())
-        raise ConfigurationError(
-            f"the run holds steps of another configuration: {told}",
-            where=folder,
-            fix="choose another run id, or restore what the run.json of each step says",
-        )
-
-
-def _planned(config: PipelineConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name of every step that has a run of its own, and its settings, in the order in which they run."""
-    prepared: set[str] = set()
-    trained: dict[tuple[str, ...], str] = {}
-
-    def prepare(name: str, settings: PrepareSettings) -> Iterator[tuple[str, dict[str, Any]]]:
-        if (key := settings.model_dump_json()) not in prepared:
-            prepared.add(key)
-            yield f"prepare-{name}", settings.model_dump(mode="json")
-
-    for chain, stages in config.chains.items():
-        for position, stage in enumerate(stages):
-            begun, item = tuple(stages[: position + 1]), config.stages[stage]
-            if begun not in trained:
-                trained[begun] = stage if chain == MAIN else f"{chain}-{stage}"
-                yield from prepare(stage, item.prepare)
-                if item.dev is not None and item.train.dev is not None:
-                    yield from prepare(f"{stage}-dev", item.dev)
-                yield trained[begun], item.train.model_dump(mode="json")
-            if config.evaluation and _evaluated(config.evaluation, chain, stage, last=position == len(stages) - 1):
-                settings = config.evaluation.model_dump(mode="json", include=set(EvaluationSettings.model_fields))
-                yield f"evaluate-{trained[begun]}", settings
-
-
-def _known(value: Any) -> Any:
-    """A setting, less the folder of prepared dev data, which a recipe does not know."""
-    return {**value, "data": bool(value["data"])} if isinstance(value, dict) and "data" in value else value
-
-
-def _evaluated(settings: PipelineEvaluation, chain: str, stage: str, *, last: bool) -> bool:
-    """Whether the model is evaluated after this stage of this chain."""
-    return last if chain != MAIN else settings.after is None or stage in settings.after
-
-
-def check(config: PipelineConfig) -> None:
-    """What can be known before the first step: data sets, heads of all files, tokenizer, model, rules, trackers, port.
-
-    Raises:
-        PolysomeError: what is wrong, where, and how to mend it.
-    """
-    from polysome.data.prepare import check_sources, preflight
-    from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
-    from polysome.training.trackers import require_trackers
-
-    if isinstance(config.tokenizer, str):
-        tokenizer_fingerprint(local_tokenizer(config.tokenizer))
-    files = {}
-
-    def need_task(task: str, split: Split, where: str, subsets: list[str] | None = None) -> None:
-        if dataset(task).task is None:
-            raise ConfigurationError(
-                f"{task!r} is an unlabelled corpus and cannot be asked about",
-                where=where,
-                fix="name data sets with a task",
-            )
-        for file in dataset(task).files(split, subsets):
-            files[task, split, file.uri] = (dataset(task), split, file)
-
-    for name, stage in config.stages.items():
-        require_trackers(stage.train.trackers)
-        if stage.train.dev is not None:
-            for task in stage.train.dev.tasks:
-                need_task(task, stage.train.dev.split, f"stages.{name}.train.dev.tasks")
-        for part, settings in (("prepare", stage.prepare), ("dev", stage.dev)):
-            if settings is None:
-                continue
-            check_sources(settings, where=f"stages.{name}.{part}")
-            read = [(item.dataset, item.split, item.subsets) for item in settings.sources]
-            read += [(item.dataset, item.split, item.subsets) for item in settings.exclude]
-            for data, split, subsets in read:
-                for file in dataset(data).files(split, subsets):
-                    files[data, split, file.uri] = (dataset(data), split, file)
-    if config.evaluation:
-        for task in config.evaluation.tasks:
-            need_task(task, config.evaluation.split, "evaluation.tasks", config.evaluation.subsets)
-    preflight(list(files.values()))
-    _check_model(config)
-    if config.serving:
-        from polysome.serving.checks import require_free_port
-
-        require_free_port(config.serving.host, config.serving.port)
-
-
-def _check_model(config: PipelineConfig) -> None:
-    """Build the architecture without weights, and see that every stage's rules find their modules."""
-    from polysome.data.tokenizer_files import local_tokenizer
-    from polysome.models import trainability
-    from polysome.models.backbone import build_model
-    from polysome.training.launch import require_numbers
-
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(config.tokenizer, str):
-            tokenizer = str(local_tokenizer(config.tokenizer))
-        else:
-            tokenizer = folder
-            _build_tokenizer(config, config.tokenizer, folder)
-        path = config.model.path
-        source = config.model if path is None else ModelSource(path=local_folder(path))
-        model = build_model(source, tokenizer, seed=config.seed, meta=True)
-        for name, stage in config.stages.items():
-            with _in_stage(name):
-                if stage.train.number_loss is not None:
-                    require_numbers([item.dataset for item in stage.prepare.sources], tokenizer)
-                trainability.choose(model, stage.train.trainability)
-
-
-@contextmanager
-def _in_stage(name: str) -> Iterator[None]:
-    """Errors about the training of a stage, with its name."""
-    try:
-        yield
-    except PolysomeError as error:
-        raise type(error)(error.what, where=f"stages.{name}.train.{error.where}", fix=error.fix) from error
-
-
-def _build_tokenizer(config: PipelineConfig, settings: BuiltTokenizer, folder: str) -> None:
-    """Build the vocabulary from the wordings of all data sets of the stages; the same recipe gives the same files."""
-    from polysome.data.render import wordings
-    from polysome.models.tokenizer import build_per_base_tokenizer
-
-    sources = [source.dataset for stage in config.stages.values() for source in stage.prepare.sources]
-    texts = [CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT]
-    texts += [text for name in dict.fromkeys(sources) for text in wordings(dataset(name))]
-    build_per_base_tokenizer(folder, texts, **settings.model_dump())
 
 
 class _Pipeline:
@@ -371,11 +85,10 @@ class _Pipeline:
         for position, stage in enumerate(stages):
             begun = tuple(stages[: position + 1])
             if begun not in self.trained:
-                name = stage if chain == MAIN else f"{chain}-{stage}"
+                name = self.config.step(chain, stage)
                 self.trained[begun] = name, self._train(name, stage, export)
             name, export = self.trained[begun]
-            asked = self.config.evaluation
-            if asked is not None and _evaluated(asked, chain, stage, last=position == len(stages) - 1):
+            if self.config.evaluated(chain, stages, position):
                 self._evaluate(name, _title(chain, begun), export)
         assert export is not None
         return export
@@ -388,7 +101,7 @@ class _Pipeline:
 
         folder = join(self.folder, "tokenizer")
         with tempfile.TemporaryDirectory() as local:
-            _build_tokenizer(self.config, self.config.tokenizer, local)
+            build_tokenizer(self.config, self.config.tokenizer, local)
             copy_tokenizer(local, folder)
             self.run_record.update(fingerprints={"tokenizer": tokenizer_fingerprint(local)})
         return folder

@@ -243,7 +243,8 @@ def _device(options: Options, here: Present) -> Device:
 def _tokenizer(recipe: Recipe) -> Iterator[str | None]:
     """A local folder of the recipe's tokenizer, for models whose vocabulary is the tokenizer's; None for others."""
     from polysome.data.tokenizer_files import local_tokenizer
-    from polysome.operations.pipeline import BuiltTokenizer, _build_tokenizer
+    from polysome.operations.pipeline_check import build_tokenizer
+    from polysome.operations.pipeline_config import BuiltTokenizer
 
     config: Any = recipe.config
     if config.model.config is None or "vocab_size" in config.model.config:
@@ -253,7 +254,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[str | None]:
         yield local_folder(folder) if exists(folder) else None
     elif isinstance(config.tokenizer, BuiltTokenizer):
         with tempfile.TemporaryDirectory() as folder:
-            _build_tokenizer(config, config.tokenizer, folder)
+            build_tokenizer(config, config.tokenizer, folder)
             yield folder
     else:
         yield str(local_tokenizer(config.tokenizer))

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from polysome.operations import runs
 from polysome.operations.machine import inspect
-from polysome.operations.pipeline import PipelineConfig, changed_steps
+from polysome.operations.pipeline_check import changed_steps
+from polysome.operations.pipeline_config import PipelineConfig
 from polysome.operations.recipes import Recipe
 from polysome.storage import absolute, exists, fingerprint, join
 

@@ -59,7 +59,7 @@ def config_type(job: Job) -> type[Config]:
         from polysome.serving.config import ServeConfig
 
         return ServeConfig
-    from polysome.operations.pipeline import PipelineConfig
+    from polysome.operations.pipeline_config import PipelineConfig
 
     return PipelineConfig
 

@@ -8,7 +8,9 @@ import pytest
 
 from polysome.config import ConfigurationError, PolysomeError, validate
 from polysome.operations import jobs, runs
-from polysome.operations.pipeline import PipelineConfig, _Pipeline, changed_steps, check, require_unchanged
+from polysome.operations.pipeline import _Pipeline
+from polysome.operations.pipeline_check import changed_steps, check, require_unchanged
+from polysome.operations.pipeline_config import PipelineConfig
 
 PREPARE = {"kind": "pretrain", "max_length": 64, "sources": [{"dataset": "planted_dna"}]}
 TRAIN = {"trainability": [{"match": ".", "mode": "full"}], "optimizer": {"learning_rate": 1e-3}, "epochs": 1}
@@ -98,7 +100,7 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_begins(changes, told,
 
 def test_a_recipe_that_changes_a_step_that_stands_is_refused_before_anything_is_touched(tmp_path):
     config = recipe(model={"path": "base"})
-    stage = config.stages["first"].train.model_dump(mode="json")
+    stage = {**config.stages["first"].train.model_dump(mode="json"), "model": {"path": "base", "config": None}}
     folder = tmp_path / "first"
     with runs.start(str(tmp_path), "train", "first", {**stage, "data": "here", "name": "first"}, run_id="first"):
         pass
@@ -111,4 +113,16 @@ def test_a_recipe_that_changes_a_step_that_stands_is_refused_before_anything_is_
     assert changed_steps(other, str(tmp_path)) == {"first": ["optimizer"]}
     with pytest.raises(ConfigurationError, match="first differs in optimizer"):
         require_unchanged(other, str(tmp_path))
+    assert changed_steps(recipe(model={"path": "other"}), str(tmp_path)) == {"first": ["model"]}
     assert (folder / "run.json").read_bytes() == before
+
+
+def test_a_vocabulary_that_prepared_data_go_by_is_not_built_anew(tmp_path):
+    built = recipe(tokenizer={"vocabulary_size": 300})
+    with runs.start(str(tmp_path), "pipeline", "chains", built, run_id="run"):
+        pass
+    assert changed_steps(recipe(tokenizer={"vocabulary_size": 300, "kmer": 3}), str(tmp_path / "run")) == {}
+    (tmp_path / "run/tokenizer").mkdir()
+    assert changed_steps(built, str(tmp_path / "run")) == {}
+    other = recipe(tokenizer={"vocabulary_size": 300, "kmer": 3})
+    assert changed_steps(other, str(tmp_path / "run")) == {"tokenizer": ["tokenizer"]}

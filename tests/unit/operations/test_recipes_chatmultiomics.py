@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from polysome.operations.pipeline import PipelineConfig
+from polysome.operations.pipeline_config import PipelineConfig
 from polysome.operations.recipes import load_recipe
 from polysome.specs import dataset
 

@@ -1,0 +1,158 @@
+"""The recipe of a pipeline: tokenizer, model, stages, the chains through them, what is evaluated and served."""
+
+import copy
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from polysome.config import Config
+from polysome.data.config import PrepareSettings
+from polysome.evaluation.config import EvaluationSettings
+from polysome.models.backbone import ModelSource
+from polysome.serving.config import ServeSettings
+from polysome.training.config import StageSettings
+
+MAIN = "main"
+DEV_DATA = "prepared by the pipeline"
+"""Stands for the folder until it is known."""
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class BuiltTokenizer(Config):
+    """Build Polysome's own vocabulary from the wordings of the pipeline's data sets."""
+
+    vocabulary_size: Annotated[int, Field(ge=276)] = 1024
+    """Upper bound, k-mers not counted."""
+    kmer: Annotated[int, Field(ge=1, le=6)] = 1
+    """Spell DNA and RNA in overlapping k-mers; 1: base by base."""
+    protein_kmer: Annotated[int, Field(ge=1, le=3)] = 1
+    """Spell proteins in overlapping k-mers; 1: residue by residue."""
+
+
+class PipelineStage(Config):
+    """One stage: its data and its training."""
+
+    prepare: PrepareSettings
+    train: StageSettings
+    dev: PrepareSettings | None = None
+    """Data of the dev loss, prepared as well; `train.dev` says when it is taken, and needs no `data`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dev_data_follows(cls, content: Any) -> Any:
+        """Let `train.dev` do without the path that only the pipeline knows."""
+        if not isinstance(content, dict) or not content.get("dev"):
+            return content
+        content = copy.deepcopy(content)
+        settings = content.get("train")
+        measured = settings.get("dev") if isinstance(settings, dict) else None
+        if not isinstance(measured, dict) or measured.get("data"):
+            raise ValueError("dev prepares data for train.dev, which must say every_updates, and no data of its own")
+        measured["data"] = DEV_DATA
+        return content
+
+
+class Reference(Config):
+    """A published number that stands beside the results for context."""
+
+    dataset: str
+    system: str
+    value: float
+    """In the scale of its source."""
+    source: str
+
+
+class PipelineEvaluation(EvaluationSettings):
+    """What is asked after each stage, and of whom."""
+
+    after: list[str] | None = None
+    """Stages of the main chain after which to evaluate; all when not given. Ablations are evaluated at their end."""
+
+
+class PipelineServing(ServeSettings):
+    """Serve the main chain's last export when all is done, and ask it a question over HTTP."""
+
+    question_task: str
+    """Data set whose first test example is asked."""
+    keep: bool = False
+    """Leave the endpoint up until Ctrl-C."""
+
+
+class PipelineConfig(Config):
+    """The recipe of a pipeline."""
+
+    name: str
+    seed: int = 42
+    """Of everything below that names no seed of its own: data, training, evaluation."""
+    tokenizer: str | BuiltTokenizer
+    """Folder of a Hugging Face tokenizer, or how to build one."""
+    model: ModelSource
+    """What the first stage of a chain starts from; later stages start from the export before them."""
+    stages: Annotated[dict[Name, PipelineStage], Field(min_length=1)]
+    """In order."""
+    chain: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Stages of the main chain, in order; all of them when not given."""
+    ablations: dict[Name, list[str]] = {}
+    """Other chains by name: which stages they run, in order."""
+    evaluation: PipelineEvaluation | None = None
+    references: list[Reference] = []
+    notes: list[str] = []
+    """Sentences that the report shall end with."""
+    serving: PipelineServing | None = None
+    report: str | None = None
+    """Also write the Markdown report to this file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_seed(cls, content: Any) -> Any:
+        """Give the pipeline's seed to every part that names none."""
+        if not isinstance(content, dict) or "seed" not in content:
+            return content
+        content = copy.deepcopy(content)
+        parts = [content.get("evaluation")]
+        if isinstance(content.get("stages"), dict):
+            for stage in content["stages"].values():
+                parts += [stage.get(part) for part in ("prepare", "train", "dev")] if isinstance(stage, dict) else []
+        for part in parts:
+            if isinstance(part, dict):
+                part.setdefault("seed", content["seed"])
+        return content
+
+    @model_validator(mode="after")
+    def _chains_exist(self) -> "PipelineConfig":
+        reserved = {MAIN, "tokenizer"} & {*self.stages, *self.ablations}
+        if reserved:
+            raise ValueError(f"{sorted(reserved)[0]!r} cannot name a stage or an ablation")
+        for name, chain in self.chains.items():
+            unknown = [stage for stage in chain if stage not in self.stages]
+            if unknown or len(set(chain)) < len(chain) or not chain:
+                part = "chain" if name == MAIN else f"ablation {name!r}"
+                raise ValueError(f"{part} needs stages of {list(self.stages)}, each once, found {chain}")
+        if self.evaluation and self.evaluation.after:
+            unknown = [stage for stage in self.evaluation.after if stage not in self.chains[MAIN]]
+            if unknown:
+                raise ValueError(f"evaluation.after names {unknown}, stages are {self.chains[MAIN]}")
+        tasks = self.evaluation.tasks if self.evaluation else []
+        if self.serving and self.serving.question_task not in tasks:
+            raise ValueError(f"serving.question_task must be one of the evaluated tasks {tasks}")
+        if strange := sorted({item.dataset for item in self.references} - set(tasks)):
+            raise ValueError(f"references name {strange}, which are not evaluated")
+        return self
+
+    @property
+    def chains(self) -> dict[str, list[str]]:
+        """All chains, the main one first."""
+        return {MAIN: self.chain or list(self.stages), **self.ablations}
+
+    def step(self, chain: str, stage: str) -> str:
+        """Name of the run that trains a stage of a chain first."""
+        return stage if chain == MAIN else f"{chain}-{stage}"
+
+    def evaluated(self, chain: str, stages: Sequence[str], position: int) -> bool:
+        """Whether the model is evaluated after the stage at `position` of a chain."""
+        if self.evaluation is None:
+            return False
+        if chain != MAIN:
+            return position == len(stages) - 1
+        return self.evaluation.after is None or stages[position] in self.evaluation.after
