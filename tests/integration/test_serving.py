@@ -15,6 +15,8 @@ import pytest
 
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.inference.batch import BatchEngine
+from polysome.inference.endpoint import Endpoint
+from polysome.inference.engine import open_engine
 from polysome.serving import checks
 from polysome.serving.config import Autoscaling, Limits, ServeConfig
 from polysome.serving.prediction import read_number, task_spec
@@ -97,6 +99,18 @@ def test_the_openai_client_gets_a_completion_and_the_models(served, model_folder
     assert (first.message.content, first.finish_reason) == (own.text, own.finish_reason)
     assert answers[0].usage.completion_tokens == own.completion_tokens
     assert answers[0].system_fingerprint.startswith("fp_")
+
+
+def test_an_engine_scores_through_the_server_what_the_model_scores_itself(served, model_folder):
+    url, _ = served
+    conversation = [{"role": "user", "content": "<dna>ACGT</dna> Is there a promoter?"}]
+    choices = ["Yes.", "No, there is none."]
+    (found,) = open_engine(Endpoint(url=f"{url}/v1", model="tiny")).score([conversation], choices)
+    (own,) = BatchEngine(model_folder).score([conversation], choices)
+    assert found.tokens == own.tokens
+    assert found.sums == pytest.approx(own.sums, abs=1e-4)
+    refused = httpx.post(f"{url}/v1/score", json={"messages": conversation, "choices": [""]}, timeout=60)
+    assert refused.status_code == 400
 
 
 def test_what_many_ask_at_once_equals_what_each_asks_alone(served):

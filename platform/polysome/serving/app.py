@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from polysome.config import ResourceError
 from polysome.data.ray_errors import cause_of
-from polysome.inference.engine import Conversation, Generation
+from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.inference.folder import model_fingerprint
 from polysome.serving.checks import check, model_folder, require_free_port
 from polysome.serving.config import ServeConfig
@@ -43,9 +43,9 @@ class HandlePool:
         generation: Generation = await self._ask(self._handle.generate.remote(call))
         return generation
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
         """See `Backend.score`."""
-        scores: list[float] = await self._ask(self._handle.score.remote(conversation, choices, self._deadline()))
+        scores: Scores = await self._ask(self._handle.score.remote(conversation, choices, self._deadline()))
         return scores
 
     async def ready(self) -> None:

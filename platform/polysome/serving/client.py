@@ -9,7 +9,7 @@ from typing import Any
 
 from polysome.config import ConfigurationError, DataError, PolysomeError, ResourceError
 from polysome.data.render import messages
-from polysome.inference.engine import Conversation, Engine, Generation
+from polysome.inference.engine import Conversation, Engine, Generation, Scores
 from polysome.serving.config import ServeConfig
 from polysome.serving.prediction import RawRecord, Sampling, predict, read_record, task_spec
 from polysome.specs import Prompt
@@ -138,8 +138,8 @@ class _EngineBackend:
             seed=sampling.seed,
         )[0]
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-        return list(self._engine.score([conversation], choices)[0].sums)
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
+        return self._engine.score([conversation], choices)[0]
 
 
 def ask_folder(config: ServeConfig, task: str, records: Sequence[RawRecord]) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ class Limits(Config):
     records: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Sequences in one `/v1/predict`."""
     messages: Annotated[int, Field(ge=1, le=1000)] = 64
+    choices: Annotated[int, Field(ge=1)] = 1024
+    """Choices in one `/v1/score`."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Upper bound of `max_tokens`."""
     default_max_tokens: Annotated[int, Field(ge=1)] = 128

@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 
 import polysome
 from polysome.config import PolysomeError, ResourceError
-from polysome.inference.engine import Conversation, Generation
+from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.serving.config import ServeConfig
 from polysome.serving.prediction import Backend, Sampling, predict, read_record, task_spec
-from polysome.serving.protocol import ApiError, ChatRequest, PredictRequest, from_validation
+from polysome.serving.protocol import ApiError, ChatRequest, PredictRequest, ScoreRequest, from_validation
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class _Bounded:
         async with self._places:
             return await self._pool.generate(conversation, sampling)
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
         async with self._places:
             return await self._pool.score(conversation, choices)
 
@@ -156,6 +156,21 @@ def create_api(config: ServeConfig, pool: Pool, *, fingerprint: str) -> FastAPI:
                 "completion_tokens": generation.completion_tokens,
                 "total_tokens": generation.prompt_tokens + generation.completion_tokens,
             },
+        }
+
+    @api.post("/v1/score")
+    async def score(request: ScoreRequest) -> dict[str, Any]:
+        check_model(request.model)
+        _at_most("messages", len(request.messages), config.limits.messages)
+        _at_most("choices", len(request.choices), config.limits.choices)
+        conversation = [message.model_dump() for message in request.messages]
+        scores = await within_deadline(pool.score(conversation, request.choices))
+        return {
+            "object": "score",
+            "model": config.name,
+            "system_fingerprint": system_fingerprint,
+            "sums": list(scores.sums),
+            "tokens": list(scores.tokens),
         }
 
     @api.post("/v1/predict")

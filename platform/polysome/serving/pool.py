@@ -10,7 +10,7 @@ from typing import Any
 from ray import serve
 
 from polysome.config import PolysomeError, ResourceError
-from polysome.inference.engine import Conversation, Engine, Generation
+from polysome.inference.engine import Conversation, Engine, Generation, Scores
 from polysome.serving.config import ServeConfig
 from polysome.serving.prediction import Sampling
 
@@ -113,17 +113,17 @@ class ModelPool:
         assert outcome.generation is not None
         return outcome.generation
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], deadline: float) -> list[float]:
+    async def score(self, conversation: Conversation, choices: Sequence[str], deadline: float) -> Scores:
         """Log-likelihood of each choice, all in as few forward passes as fit.
 
         Raises:
             PolysomeError: the engine refuses the conversation, or the deadline passed while it waited.
         """
 
-        def work() -> list[float]:
+        def work() -> Scores:
             if deadline < time.time():
                 raise Expired("the request waited longer than its time limit")
-            return list(self._engine.score([conversation], choices)[0].sums)
+            return self._engine.score([conversation], choices)[0]
 
         return await self._run(work)
 

@@ -10,7 +10,7 @@ from polysome.config import Config, ConfigurationError, DataError
 from polysome.data.clean import Refused, clean
 from polysome.data.render import answer, messages, question
 from polysome.evaluation.parsers import parser
-from polysome.inference.engine import Conversation, Generation
+from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.specs import BinaryLabel, Dataset, MulticlassLabel, Prompt, RegressionLabel, dataset, names
 
 _CHOICES_AT_ONCE = 64
@@ -36,7 +36,7 @@ class Backend(Protocol):
         """One answer."""
         ...
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
         """Log-likelihood of each choice."""
         ...
 
@@ -189,7 +189,7 @@ async def _predict_one(
     generation, scores = await _together(
         [backend.generate(conversation, sampling), backend.score(conversation, choices)]
     )
-    shares = label_probabilities(wordings, scores)
+    shares = label_probabilities(wordings, scores.sums)
     label = max(shares, key=shares.__getitem__)
     return Prediction(index=index, label=label, probability=shares[label], probabilities=shares, text=generation.text)
 

@@ -40,6 +40,14 @@ class ChatRequest(Config):
         return self
 
 
+class ScoreRequest(Config):
+    """`POST /v1/score`: how likely each choice is as the answer."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    choices: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    model: str | None = None
+
+
 class PredictRequest(Config):
     """`POST /v1/predict`."""
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from polysome.config import DataError, ResourceError
-from polysome.inference.engine import Conversation, Generation
+from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.serving.config import Limits, ServeConfig
 from polysome.serving.gateway import Overloaded, create_api
 from polysome.serving.prediction import Sampling
@@ -27,8 +27,8 @@ class ToldPool:
         await self.ready()
         return Generation("Yes.", 7, 2, "stop")
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-        return [0.0 for _ in choices]
+    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
+        return Scores((0.0,) * len(choices), (1,) * len(choices))
 
     async def ready(self) -> None:
         await asyncio.sleep(self.seconds)
@@ -94,9 +94,9 @@ def test_many_records_are_asked_a_few_at_a_time():
             self.asked -= 1
             return Generation("Yes.", 7, 2, "stop")
 
-        async def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+        async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
             await self.generate(conversation, Sampling(1))
-            return [0.0 for _ in choices]
+            return Scores((0.0,) * len(choices), (1,) * len(choices))
 
     pool = Counting()
     config = ServeConfig(model="unused", limits=Limits(records=16), max_queued_requests=16)

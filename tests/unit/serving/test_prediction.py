@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polysome.config import ConfigurationError, DataError
-from polysome.inference.engine import Generation
+from polysome.inference.engine import Generation, Scores
 from polysome.serving.prediction import (
     answer_wordings,
     label_probabilities,
@@ -80,7 +80,7 @@ def test_the_first_failure_ends_the_other_records_and_is_told_as_it_is():
                 raise
 
         async def score(self, conversation, choices):
-            return [0.0 for _ in choices]
+            return Scores((0.0,) * len(choices), (1,) * len(choices))
 
     spec = task_spec("planted_binding")
     records = [["ACGU", "MKV"], ["GGGG", "MKV"], ["ACGU", "MKV"]]
@@ -95,7 +95,8 @@ def test_the_label_is_the_most_probable_whatever_the_text_says():
             return Generation("No, there is none.", 1, 1, "stop")
 
         async def score(self, conversation, choices):
-            return [-1.0 if choice.startswith("Yes") else -2.0 for choice in choices]
+            sums = tuple(-1.0 if choice.startswith("Yes") else -2.0 for choice in choices)
+            return Scores(sums, (1,) * len(choices))
 
     spec = task_spec("planted_binding")
     (found,) = asyncio.run(predict(spec, [["ACGU", "MKV"]], Backend(), prompt="concise", max_new_tokens=8, templates=3))
