@@ -48,8 +48,9 @@ class EvaluationSettings(Config):
     """System prompt of style `chat`. Metric tables use `concise` (A-74)."""
     tagged: bool = False
     """Put the task tag before the question (A-62: off by default)."""
-    wording: Wording = "faithful"
-    """`conditioned` questions name the mark, factor or cell line too; every task must declare them (AMB-12)."""
+    wording: Wording | dict[str, Wording] = "faithful"
+    """`conditioned` questions name the mark, factor or cell line too (AMB-12). One word for all tasks, each of which
+    must declare such questions, or a word by task; tasks that are not named are asked faithfully."""
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 32
     """A-134: 64 for baselines, 1024 with reasoning."""
     sentiment: str | None = None
@@ -88,6 +89,16 @@ class EvaluationSettings(Config):
         if self.style != "chat" and self.prompt != "concise":
             raise ValueError(f"style {self.style!r} brings its own system prompt: leave prompt out")
         return self
+
+    @model_validator(mode="after")
+    def _wordings_of_tasks(self) -> "EvaluationSettings":
+        if isinstance(self.wording, dict) and (strange := sorted(set(self.wording) - set(self.tasks))):
+            raise ValueError(f"wording names {strange}, which are not among the tasks {self.tasks}")
+        return self
+
+    def wording_of(self, task: str) -> Wording:
+        """Which questions a task is asked."""
+        return self.wording.get(task, "faithful") if isinstance(self.wording, dict) else self.wording
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def task_specs(config: EvaluationConfig) -> list[Dataset]:
                 fix="name data sets that declare a task",
             )
         spec.files(config.split, config.subsets)
-        check_style(spec, TextStyle(wording=config.wording))
+        check_style(spec, TextStyle(wording=config.wording_of(name)))
         specs.append(spec)
     return specs
 
@@ -205,11 +205,12 @@ def _questions(
     if mode == "scores":
         assert isinstance(planned.choices, Choices)
         answered = {"choices": planned.choices.fingerprint, "prior_correction": config.prior_correction}
-    style = TextStyle(wording=config.wording)
+    wording = config.wording_of(spec.name)
+    style = TextStyle(wording=wording)
     questions = []
     columns = ["id", "subset", "sequences", "label", "answer"]
     for row, example in enumerate(rows.table.select(columns).to_pylist()):
-        template = choose_question_template(spec, example["id"], config.seed, wording=config.wording)
+        template = choose_question_template(spec, example["id"], config.seed, wording=wording)
 
         def worded(
             sequences: list[str], template: int = template, subset: str | None = example["subset"]

@@ -350,6 +350,19 @@ def test_a_task_that_is_no_task_or_stands_twice_is_refused(tmp_path: Path) -> No
         validate(EvaluationConfig, content, where="recipe.yaml")
 
 
+def test_questions_may_be_worded_by_task() -> None:
+    content = {
+        "name": "e",
+        "model": "m",
+        "tasks": ["tf_human", "planted_promoter"],
+        "wording": {"tf_human": "conditioned"},
+    }
+    config = validate(EvaluationConfig, content, where="recipe.yaml")
+    assert [config.wording_of(name) for name in config.tasks] == ["conditioned", "faithful"]
+    with pytest.raises(ConfigurationError, match=r"wording names \['tf_human'\]"):
+        validate(EvaluationConfig, content | {"tasks": ["planted_promoter"]}, where="recipe.yaml")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -357,6 +370,7 @@ def test_a_task_that_is_no_task_or_stands_twice_is_refused(tmp_path: Path) -> No
         ({"model": "fake:Yes.", "subsets": ["none"]}, "no subset 'none'"),
         ({"model": "fake:Yes.", "split": "dev", "tasks": ["mol_instructions_domain_motif"]}, "no split 'dev'"),
         ({"model": "fake:Yes.", "wording": "conditioned"}, "no conditioned questions"),
+        ({"model": "fake:Yes.", "wording": {"planted_promoter": "conditioned"}}, "no conditioned questions"),
     ],
 )
 def test_what_can_be_known_at_once_is_refused_before_anything_is_written(

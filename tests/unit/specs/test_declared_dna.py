@@ -17,7 +17,8 @@ from polysome import specs
 from polysome.data.examples import FileReport, read_examples, read_file
 
 TASKS = ["core_promoter", "promoter_300", "epigenetic_marks", "tf_human", "tf_mouse", "enhancer_activity"]
-FILES = declared_files([*TASKS, "enhancer_sequences_sample"])
+SAMPLES = ["epigenetic_marks_sample"]
+FILES = declared_files([*TASKS, *SAMPLES, "enhancer_sequences_sample"])
 
 SUBTASKS = {
     "cpd-prom_core_all": 47356,
@@ -110,7 +111,17 @@ def test_a_union_of_subsets_is_read_only_when_asked_for():
             assert [file.subset for file in spec.files(split, [union])] == [union]
 
 
-@pytest.mark.parametrize("name", TASKS)
+def test_the_sample_asks_the_task_of_the_whole_and_is_tested_on_the_same_files():
+    """So that its results may stand beside those of the whole, as the declared deviation that they are."""
+    whole, sample = specs.dataset("epigenetic_marks"), specs.dataset("epigenetic_marks_sample")
+    assert sample.task == whole.task.model_copy(update={"paper_rows": sample.task.paper_rows})
+    assert sample.splits["test"] == whole.splits["test"]
+    assert {file.uri for split in ("train", "dev", "stage3_pool") for file in sample.splits[split]} == {
+        file.uri for file in whole.splits["dev"]
+    }
+
+
+@pytest.mark.parametrize("name", [*TASKS, *SAMPLES])
 def test_wordings_are_many_distinct_and_say_what_the_label_holds(name):
     spec = specs.dataset(name)
     check_wordings(spec)
@@ -161,6 +172,7 @@ def test_a_real_file_reads_whole(declared: Declared):
 
 
 @pytest.mark.data
-def test_the_parts_of_a_divided_split_are_the_whole_of_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["core_promoter", *SAMPLES])
+def test_the_parts_of_a_divided_split_are_the_whole_of_it(name, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYSOME_CACHE", str(tmp_path))
-    check_parts(specs.dataset("core_promoter"))
+    check_parts(specs.dataset(name))
