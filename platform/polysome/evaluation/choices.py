@@ -30,6 +30,8 @@ WORDINGS = 4
 MOST_TEXTS = 256
 """Fewer wordings are taken where labels are so many that this would be exceeded."""
 MOST_LABELS = 1024
+GRID_WORDINGS = 2
+"""Answer templates per number of a grid, whose ways to say it differ less than those to say yes."""
 GRID = 64
 """Numbers of a regression's grid; labels of a regression with several outputs: twice as many."""
 _SAMPLE = 20_000
@@ -130,13 +132,15 @@ def choices(spec: Dataset, training: Sequence[Value] | None, *, seed: int) -> Ch
 
 def _worded(spec: Dataset, values: Sequence[Value], weights: Sequence[float] | None = None) -> Choices:
     assert spec.task is not None
-    most = min(WORDINGS, max(1, MOST_TEXTS // len(values)))
+    numbers = isinstance(spec.task.label, RegressionLabel | MultiRegressionLabel)
+    order = _closing_soon if numbers else _closing_first
+    most = min(GRID_WORDINGS if numbers else WORDINGS, max(1, MOST_TEXTS // len(values)))
     texts: list[str] = []
     owners: list[int] = []
     shares = []
     for number, value in enumerate(values):
         pool = spec.task.templates.answers[spec.task.label.pool(value)]
-        chosen = _closing_first(pool)[:most]
+        chosen = order(pool)[:most]
         worded = dict.fromkeys(answer(spec, value, template) for template in chosen)
         texts += worded
         owners += [number] * len(worded)
@@ -149,6 +153,11 @@ def _closing_first(pool: Sequence[str]) -> list[int]:
     """Templates, those first that go on after the label: in these the answer of a name that begins another one
     (`Intron_gpI`, `Intron_gpII`) is not the beginning of the other's answer."""
     return sorted(range(len(pool)), key=lambda index: bool(placeholders(pool[index])) and pool[index].endswith("}"))
+
+
+def _closing_soon(pool: Sequence[str]) -> list[int]:
+    """Templates, those first that say little after the last number: what follows a number is computed once for each."""
+    return sorted(range(len(pool)), key=lambda index: len(pool[index]) - pool[index].rindex("}"))
 
 
 def _number_grid(spec: Dataset, training: Sequence[Value]) -> Choices:

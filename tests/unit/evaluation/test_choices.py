@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_tasks import CLASSES, MARKS
 
-from polysome.evaluation.choices import GRID, WORDINGS, Choices, Unscored, choices
+from polysome.evaluation.choices import GRID, GRID_WORDINGS, WORDINGS, Choices, Unscored, choices
 from polysome.specs import dataset
 
 
@@ -75,6 +75,14 @@ def test_many_numbers_are_quantiles_that_stand_for_stretches(
     numbers = np.array([value[0] for value in found.values])
     density = -((numbers - mean) ** 2) / (2 * deviation**2)
     assert found.read(density.tolist())[0] == pytest.approx(mean, abs=0.6)
+
+
+def test_a_number_is_said_in_the_wordings_that_end_soonest_after_it() -> None:
+    """What follows a number is computed once for each number of the grid, so long endings would cost the most."""
+    found = of("stability", [(number,) for number in np.random.default_rng(4).normal(size=500).tolist()])
+    assert len(found.texts) == GRID_WORDINGS * len(found.values)
+    said = [found.values[owner][0] for owner in found.owners]
+    assert all(text.endswith(f"{number:.2f}.") for text, number in zip(found.texts, said, strict=True))
 
 
 def test_several_numbers_are_one_answer(declare: Callable[..., str]) -> None:
