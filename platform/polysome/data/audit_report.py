@@ -9,6 +9,10 @@ from polysome.config import Config
 
 Count = Annotated[int, Field(ge=0)]
 
+AUDIT = "audit.json"
+"""In a prepared folder: what an audit of its data sets found."""
+
+_OVERLAP = ["rows of", "also in", "equal", "distinct", "equal on the other strand", "near or equal", "equal, by subset"]
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -109,6 +113,12 @@ def markdown(report: AuditReport) -> str:
     return "\n\n".join(_dataset_lines(item) for item in report.datasets) + "\n"
 
 
+def overlap_lines(report: AuditReport) -> list[str]:
+    """What splits of each data set have in common, in one table."""
+    rows = [[item.dataset, *row] for item in report.datasets for row in _overlap_rows(item)]
+    return _table(["data set", *_OVERLAP], rows) if rows else []
+
+
 def _dataset_lines(item: DatasetAudit) -> str:
     lines = [f"## {item.dataset} (version {item.version})", ""]
     lines += _table(
@@ -148,7 +158,7 @@ def _dataset_lines(item: DatasetAudit) -> str:
             if found
         ]
     if item.overlaps:
-        lines += ["", *_overlap_table(item)]
+        lines += ["", *_table(_OVERLAP, _overlap_rows(item))]
     if item.near_method:
         lines += ["", f"Near: leakage groups; {item.near_method}."]
     if item.corpora:
@@ -166,23 +176,20 @@ def _dataset_lines(item: DatasetAudit) -> str:
     return "\n".join(lines)
 
 
-def _overlap_table(item: DatasetAudit) -> list[str]:
+def _overlap_rows(item: DatasetAudit) -> list[list[str]]:
     rows = {entry.split: entry.rows for entry in item.splits}
-    return _table(
-        ["rows of", "also in", "equal", "distinct", "equal on the other strand", "near or equal", "equal, by subset"],
+    return [
         [
-            [
-                entry.split,
-                entry.other,
-                f"{entry.exact:,} of {rows[entry.split]:,}",
-                f"{entry.exact_distinct:,}",
-                f"{entry.other_strand:,}",
-                "not looked for" if entry.near is None else f"{entry.near:,}",
-                ", ".join(f"{subset} {count:,}" for subset, count in entry.exact_by_subset.items()),
-            ]
-            for entry in item.overlaps
-        ],
-    )
+            entry.split,
+            entry.other,
+            f"{entry.exact:,} of {rows[entry.split]:,}",
+            f"{entry.exact_distinct:,}",
+            f"{entry.other_strand:,}",
+            "not looked for" if entry.near is None else f"{entry.near:,}",
+            ", ".join(f"{subset} {count:,}" for subset, count in entry.exact_by_subset.items()),
+        ]
+        for entry in item.overlaps
+    ]
 
 
 def _labels(entry: SplitAudit) -> str:

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from polysome import __version__
 from polysome.config import ConfigurationError, DataError
-from polysome.data.audit import AuditReport, audit
+from polysome.data.audit import audit
+from polysome.data.audit_report import AUDIT, AuditReport
 from polysome.data.config import PrepareConfig, PrepareSettings, Source
 from polysome.data.examples import FileReport, read_file
 from polysome.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
@@ -69,7 +70,6 @@ PREFLIGHT_RECORDS = 5_000
 PREFLIGHT_BYTES = 1 << 20
 PREFLIGHT_DOCUMENTS = 64
 RECIPE = "recipe.json"
-AUDIT = "audit.json"
 FORMAT = 2
 """Of shards and commits; a folder of another format is made anew."""
 BLOCK_BYTES = 1 << 20

@@ -8,18 +8,18 @@ shares with other chains (prepared data, the stages that it begins with, baselin
 import logging
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from polysome.config import ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
-from polysome.operations import jobs, provenance, runs
+from polysome.operations import jobs, runs
 from polysome.operations.pipeline_check import build_tokenizer
 from polysome.operations.pipeline_config import MAIN, PipelineConfig
+from polysome.operations.pipeline_report import markdown, step_summary, step_title
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import dataset
@@ -28,7 +28,6 @@ from polysome.training.config import StageConfig
 
 if TYPE_CHECKING:
     from polysome.evaluation.baselines import Baselines
-    from polysome.evaluation.report import Report
     from polysome.evaluation.run import Evaluation
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class _Pipeline:
                 self.trained[begun] = name, self._train(name, stage, export)
             name, export = self.trained[begun]
             if self.config.evaluated(chain, stages, position):
-                self._evaluate(name, _title(chain, begun), export)
+                self._evaluate(name, step_title(chain, begun), export)
         assert export is not None
         return export
 
@@ -113,7 +112,7 @@ class _Pipeline:
             config = PrepareConfig(name=f"prepare-{name}", tokenizer=self.tokenizer, **settings.model_dump())
             self.announce(f"prepare {name}")
             step = jobs.prepare(config, self.folder, run_id=config.name, parents=[self.id], announce=self.announce)
-            self.announce(f"  {_step_summary(step.record)}")
+            self.announce(f"  {step_summary(step.record)}")
             self.prepared[key] = step
         return self.prepared[key]
 
@@ -131,7 +130,7 @@ class _Pipeline:
         self.announce(f"train {name}")
         parents = [self.id, prepared.id]
         step = jobs.train(config, self.folder, run_id=name, parents=parents, announce=self.announce)
-        self.announce(f"  {_step_summary(step.record)}")
+        self.announce(f"  {step_summary(step.record)}")
         return str(step.record.results["export"])
 
     def _evaluate(self, name: str, title: str, export: str) -> None:
@@ -150,7 +149,7 @@ class _Pipeline:
             announce=self.announce,
             shared=self.folder,
         )
-        self.announce(f"  {_step_summary(step.record)}")
+        self.announce(f"  {step_summary(step.record)}")
         self.evaluations[title] = read_evaluation(step.folder)
 
     def _baselines(self) -> "dict[str, Baselines]":
@@ -181,26 +180,11 @@ class _Pipeline:
         published = [Published(item.dataset, item.system, item.value, item.source) for item in self.config.references]
         report = table(self.evaluations, baselines, published=published)
         self.announce(report.rich(self.config.name))
-        text = self._markdown(report)
+        text = markdown(self.config, report, self.run_record.record, self.folder)
         for path in [join(self.folder, "report.md"), *([self.config.report] if self.config.report else [])]:
             with open_atomic(path, "w") as handle:
                 handle.write(text)
             self.announce(f"report: {path}")
-
-    def _markdown(self, report: "Report") -> str:
-        record = self.run_record.record
-        lines = [
-            f"# {self.config.name}",
-            "",
-            f"Made by `{provenance.command()}` with Polysome {record.versions['polysome']}.",
-            "",
-        ]
-        lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config)]
-        lines += [line for note in self.config.notes for line in (note, "")]
-        lines += ["## How it was made", "", "| step | what | seconds |", "| --- | --- | ---: |"]
-        for _, step in runs.list_steps(self.folder):
-            lines.append(f"| {step.name} | {_step_summary(step)} | {runs.seconds(step):.0f} |")
-        return "\n".join([*lines, ""])
 
     def _serve(self, export: str) -> None:
         """Serve the export, ask the first test example over HTTP, and stop, or stay until Ctrl-C."""
@@ -228,61 +212,3 @@ class _Pipeline:
                 with suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(1)
-
-
-def _step_summary(step: runs.RunRecord) -> str:
-    found = step.results
-    if step.job == "prepare":
-        sources = found["sources"]
-        return (
-            f"{found['documents']:,} documents, {found['tokens']:,} tokens, packing {found['packing_efficiency']:.1%}; "
-            f"left out {_excluded(sources)}, "
-            f"set aside {sum(source['quarantined'] for source in sources):,}"
-        )
-    if step.job == "train":
-        return (
-            f"{found['updates']:,} updates, {found['tokens']:,} tokens, loss {found['final_loss']:.4f}; "
-            f"{found['trainable_parameters']:,} of {found['total_parameters']:,} parameters trained; "
-            f"{found['optimizer']}"
-        )
-    return ", ".join(
-        f"{task}: undefined" if result["value"] is None else f"{task}: {result['value']:.2f}"
-        for task, result in found.items()
-    )
-
-
-def _excluded(sources: list[dict[str, Any]]) -> str:
-    """`45 (in core_promoter/test)`: what protected splits kept out."""
-    found: Counter[str] = Counter()
-    for source in sources:
-        found.update(source["excluded"])
-    return ", ".join(f"{count:,} (in {holder})" for holder, count in sorted(found.items())) or "0"
-
-
-def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
-    """For each ablation: on which tasks the main chain is above it, and on which it is not."""
-    by_name = {system.name: system for system in report.systems}
-    main = by_name.get(_title(MAIN, config.chains[MAIN]))
-    lines: list[str] = []
-    for ablation in config.ablations:
-        other = by_name.get(_title(ablation, []))
-        if main is None or other is None:
-            continue
-        both = [task for task in report.tasks if task in main.measurements and task in other.measurements]
-        above = [task for task in both if main.measurements[task].value.value > other.measurements[task].value.value]
-        rest = [task for task in both if task not in above]
-        apart = [task for task in above if main.measurements[task].value.low > other.measurements[task].value.high]
-        lines += [
-            f"{main.name} is above {other.name} on {len(above)} of {len(both)} tasks "
-            f"({', '.join(above) or 'none'}; with intervals apart: {', '.join(apart) or 'none'}); "
-            f"it is not on {', '.join(rest) or 'none'}.",
-            "",
-        ]
-    return lines
-
-
-def _title(chain: str, stages: Sequence[str]) -> str:
-    """`after stage1+2`, or the ablation's name: how a column of the report is named."""
-    if chain != MAIN:
-        return chain.replace("_", " ")
-    return "after " + "+".join([stages[0], *(stage.removeprefix("stage") for stage in stages[1:])])
