@@ -190,7 +190,7 @@ def predict(
         from polysome.serving import checks
 
         folder = checks.model_folder(model)
-        config = validate(ServeConfig, {"model": folder, "answer_templates": 4}, where="--model")
+        config = validate(ServeConfig, {"model": folder}, where="--model")
         predictions = client.ask_folder(config, task, raw)
     else:
         predictions = client.ask_server(url or "http://127.0.0.1:8000", task, raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,8 +35,9 @@ class BatchEngine:
 
     Conversations are sorted by length, cut into left-padded batches of a token budget, and decoded together: prompts of
     like lengths are read together first, and rows that ended leave the batch as soon as half of it has. Greedy answers
-    equal those of `model.generate` one by one. All choices of a `score` are computed in one forward pass, after a
-    prompt that is computed once (`polysome.inference.trie`), where the architecture allows it.
+    equal those of `model.generate` one by one. A `score` computes the prompt once, and once what choices have in common
+    (`polysome.inference.trie`), where the architecture allows it: few choices in one forward pass, many in parts. A
+    batch that the device has no memory for is halved; a question that does not fit by itself is a ResourceError.
 
     Args:
         path: model folder, local or any fsspec URL.
@@ -47,7 +49,7 @@ class BatchEngine:
     Raises:
         DataError: the folder is no model folder, its weights are not whole, or tokenizer and weights do not fit each
             other.
-        ConfigurationError: the adapter does not fit the model.
+        ConfigurationError: the adapter does not belong to the model: other shapes, or a base of other weights.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class BatchEngine:
 
         Raises:
             DataError: the folder holds no adapter with safetensors weights.
-            ConfigurationError: the name is taken, or the adapter does not fit the model.
+            ConfigurationError: the name is taken, or the adapter does not belong to the model.
         """
         self._adapters.load(folder, name)
 
@@ -154,9 +156,16 @@ class BatchEngine:
         """See `Engine.generate`."""
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
         rows = self._rows(conversations, sampling)
-        for batch in self._decoder.batches(rows, self._max_batch_tokens):
-            for _ in self._decoder.steps(batch, sampling):
+
+        def answer(batch: list[int]) -> None:
+            # Copies, as memory may run out when half of an answer is there.
+            tried = copy.deepcopy([rows[index] for index in batch])
+            for _ in self._decoder.steps(tried, sampling):
                 pass
+            for index, row in zip(batch, tried, strict=True):
+                rows[index] = row
+
+        self._forward.run(self._decoder.batches(rows, self._max_batch_tokens), answer)
         return [self._generation(row, sampling) for row in rows]
 
     def stream(
@@ -175,9 +184,12 @@ class BatchEngine:
 
         def pieces() -> Iterator[str]:
             told = Pieces(sampling.stop)
-            for _ in self._decoder.steps([row], sampling):
-                if piece := told.push(self._decoder.text(row.answer)):
-                    yield piece
+            try:
+                for _ in self._decoder.steps([row], sampling):
+                    if piece := told.push(self._decoder.text(row.answer)):
+                        yield piece
+            except torch.OutOfMemoryError as error:
+                raise self._forward.too_large(error) from error
             if piece := told.finish(self._decoder.text(row.answer)):
                 yield piece
 
@@ -202,7 +214,8 @@ class BatchEngine:
                 )
         found = np.empty((len(rows), self._forward.model.config.get_text_config().hidden_size), dtype=np.float32)
         sizes = [len(row) for row in rows]
-        for batch in batches(sizes, budget=self._max_batch_tokens, padding=self._forward.overhead):
+
+        def read(batch: list[int]) -> None:
             input_ids, mask = self._forward.padded([rows[index] for index in batch])
             states = self._forward.hidden(input_ids, mask).float()
             if pool == "mean":
@@ -210,6 +223,8 @@ class BatchEngine:
             else:
                 vectors = states[:, -1]
             found[batch] = vectors.cpu().numpy()
+
+        self._forward.run(batches(sizes, budget=self._max_batch_tokens, padding=self._forward.overhead), read)
         return found
 
     def health(self) -> None:

@@ -45,15 +45,15 @@ class Decoder:
     def __init__(self, forward: Forward, tokenizer: Any, stop_tokens: frozenset[int]) -> None:
         self._forward, self._tokenizer, self._stop_tokens = forward, tokenizer, stop_tokens
 
-    def batches(self, rows: list[Row], budget: int) -> list[list[Row]]:
-        """Rows to decode together, each batch within `budget` positions of prompts, answers and padding."""
+    def batches(self, rows: list[Row], budget: int) -> list[list[int]]:
+        """Indices of rows to decode together, each batch within `budget` positions of prompts, answers and padding."""
         sizes = [len(row.prompt) + row.limit for row in rows]
         if self._forward.joins_caches:
             padding = _CACHED_PADDING
         else:
             # The prefill has all of the padding, and a further batch would cost a pass for each token.
             padding = self._forward.overhead * max((row.limit for row in rows), default=0)
-        return [[rows[index] for index in batch] for batch in batches(sizes, budget=budget, padding=padding)]
+        return batches(sizes, budget=budget, padding=padding)
 
     @torch.inference_mode()
     def steps(self, rows: list[Row], sampling: Sampling) -> Iterator[None]:

@@ -6,6 +6,7 @@ import json
 import fsspec
 
 from polysome.config import DataError
+from polysome.models.adapter import ADAPTER_CONFIG, require_adapter_files
 from polysome.storage import fingerprint, join, list_folder, read_json
 
 _READ_BY_ENGINES = (
@@ -16,7 +17,6 @@ _READ_BY_ENGINES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _EXPORT_FIX = "name the export/ folder of a training run, or a Hugging Face folder saved with safetensors"
 
 
@@ -61,12 +61,7 @@ def require_adapter_folder(url: str) -> bool:
     Raises:
         DataError: something is missing, or weights stand there as a pickle file only.
     """
-    names = list_folder(url)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if name not in names:
-            raise DataError(
-                f"no adapter at {url}: {name} is missing", where=url, fix="name the adapter/ folder of a training run"
-            )
+    names = require_adapter_files(url)
     return "tokenizer.json" in names and _has_template(url, names)
 
 

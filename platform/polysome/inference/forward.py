@@ -1,12 +1,17 @@
 """Forward passes: token ids in, logits or hidden states out, for any causal language model of transformers."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
+
+from polysome.config import ResourceError
+
+logger = logging.getLogger(__name__)
 
 _POSITIONS_PER_PASS = {"cpu": 64, "cuda": 256}
 """Measured on one core with a model of 5 million parameters; on a GPU an estimate."""
@@ -30,6 +35,7 @@ class Forward:
         accepted = signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
+        self._told_of_halving = False
 
     @cached_property
     def joins_caches(self) -> bool:
@@ -64,8 +70,8 @@ class Forward:
 
         Args:
             input_ids: int64 [rows, length].
-            mask: int64 [rows, cached + length], 0 for padding; or additive [rows, 1, length, length], which needs
-                `positions`.
+            mask: int64 [rows, cached + length], 0 for padding; or additive [rows, 1, length, cached + length], which
+                needs `positions`.
             positions: int64 [rows, length]; without, those that `mask` tells.
         """
         options: dict[str, Any] = {"use_cache": use_cache}
@@ -85,6 +91,60 @@ class Forward:
         output = self.model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options)
         states: torch.Tensor = output.last_hidden_state
         return states
+
+    def run(self, batches: Sequence[list[int]], work: Callable[[list[int]], None]) -> None:
+        """Do the work of each batch. Where the device's memory runs out, all that is left is halved and tried again.
+
+        Args:
+            batches: indices of rows, see `batches`.
+            work: may fail half-way, and then gets its rows again, in two batches.
+
+        Raises:
+            ResourceError: one row by itself does not fit.
+        """
+        pending = list(batches)
+        while pending:
+            shortage = _shortage(work, pending[0])
+            if shortage is None:
+                pending = pending[1:]
+                continue
+            if len(pending[0]) == 1:
+                raise self.too_large(shortage)
+            if not self._told_of_halving:
+                self._told_of_halving = True
+                logger.warning(
+                    "%s has no memory for a batch of %d: batches are halved where that is so; a lower max_batch_tokens "
+                    "spares the trials",
+                    self.device,
+                    len(pending[0]),
+                )
+            pending = [half for batch in pending for half in _halves(batch)]
+
+    def too_large(self, shortage: object) -> ResourceError:
+        """What is told where one question by itself exceeds the device's memory."""
+        reason = str(shortage).partition("\n")[0]
+        return ResourceError(
+            f"one question by itself exceeds the device's memory: {reason}",
+            where=str(self.device),
+            fix="shorten it, end what else uses the device, or use a device with more memory or a smaller model",
+        )
+
+
+def _shortage(work: Callable[[list[int]], None], batch: list[int]) -> str | None:
+    """Why memory did not do for a batch; with the error goes what the attempt had allocated."""
+    try:
+        work(batch)
+    except torch.OutOfMemoryError as error:
+        found = str(error)
+    else:
+        return None
+    torch.cuda.empty_cache()
+    return found
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    middle = (len(batch) + 1) // 2
+    return [half for half in (batch[:middle], batch[middle:]) if half]
 
 
 def positions_of(mask: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Scoring as a token trie: a prompt computed once, and every choice after it in the same forward pass."""
+"""Scoring as a token trie: a prompt computed once, and after it once what choices have in common."""
 
 from __future__ import annotations
 
@@ -82,11 +82,15 @@ class Trie:
 
 def tries(choices: Sequence[Sequence[int]], room: int) -> list[Trie]:
     """Tries that one after another hold all choices in their order, each of at most `room` positions or one choice."""
-    whole = Trie.of(choices)
-    if whole.extra <= room or len(choices) == 1:
-        return [whole]
-    middle = len(choices) // 2
-    return tries(choices[:middle], room) + tries(choices[middle:], room)
+    parts: list[Trie] = []
+    start, beginnings = 0, set[tuple[int, ...]]()
+    for index, choice in enumerate(choices):
+        own = {tuple(choice[:size]) for size in range(1, len(choice))}
+        if index > start and len(beginnings | own) > room:
+            parts.append(Trie.of(choices[start:index]))
+            start, beginnings = index, set()
+        beginnings |= own
+    return [*parts, Trie.of(choices[start:])]
 
 
 def score_trie(forward: Forward, prompts: Sequence[Sequence[int]], trie: Trie) -> NDArray[np.float64]:
@@ -96,31 +100,64 @@ def score_trie(forward: Forward, prompts: Sequence[Sequence[int]], trie: Trie) -
     mask [rows, 1, length, length]; and it is told that it stands where its depth puts it.
     """
     input_ids, real = forward.padded(prompts)
-    extra, device = trie.extra, forward.device
     mask, positions = real, positions_of(real)
-    if extra:
-        nodes = torch.from_numpy(trie.tokens[1:]).to(device).expand(len(prompts), -1)
-        depths = torch.from_numpy(trie.depths[1:]).to(device)
+    if trie.extra:
+        nodes, depths = _nodes(trie, real)
         input_ids = torch.cat([input_ids, nodes], dim=1)
         positions = torch.cat([positions, positions[:, -1:] + depths], dim=1)
-        mask = _mask(real, torch.from_numpy(trie.seen[1:, 1:]).to(device), forward.dtype)
-    logits, _ = forward.logits(input_ids, mask, keep=extra + 1, positions=positions, use_cache=False)
-    sources = torch.from_numpy(trie.sources).to(device)
-    targets = torch.from_numpy(trie.targets).to(device)
-    # Row by row: logits in fp32 for all rows at once may need more memory than the forward pass.
-    values = np.stack([_edges(row, sources, targets) for row in logits])
-    return np.stack([values[:, path].sum(axis=1) for path in trie.paths], axis=1)
+        mask = _mask(real, trie, forward.dtype, last=input_ids.shape[1])
+    logits, _ = forward.logits(input_ids, mask, keep=trie.extra + 1, positions=positions, use_cache=False)
+    return _sums(trie, logits)
 
 
-def _mask(real: torch.Tensor, seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    width, extra = real.shape[1], len(seen)
-    causal = torch.ones(width + extra, width + extra, dtype=torch.bool, device=real.device).tril()
-    causal[width:, width:] = seen
-    visible = torch.nn.functional.pad(real.bool(), (0, extra), value=True)[:, None, :] & causal
+def score_parts(forward: Forward, prompts: Sequence[Sequence[int]], parts: Sequence[Trie]) -> NDArray[np.float64]:
+    """Log-likelihoods [prompts, choices of all parts] from a forward pass over the prompts, and one for each part.
+
+    Every part goes on from the prompts' cache, which `forward.joins_caches` must allow. Attention holds a position
+    against all that stand in its pass, also where the mask hides them, so parts cost less than one large trie.
+    """
+    input_ids, real = forward.padded(prompts)
+    first, cache = forward.logits(input_ids, real, keep=1)
+    ends = positions_of(real)[:, -1:]
+    sums = []
+    for part in parts:
+        logits = [first]
+        if part.extra:
+            nodes, depths = _nodes(part, real)
+            mask = _mask(real, part, forward.dtype, last=part.extra)
+            further, cache = forward.logits(nodes, mask, keep=part.extra, positions=ends + depths, cache=cache)
+            cache.crop(-part.extra)
+            logits.append(further)
+        sums.append(_sums(part, *logits))
+    return np.concatenate(sums, axis=1)
+
+
+def _nodes(trie: Trie, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens int64 [rows, extra] and depths int64 [extra] of all nodes but the prompt's."""
+    tokens, depths = (torch.from_numpy(values[1:]).to(real.device) for values in (trie.tokens, trie.depths))
+    return tokens.expand(len(real), -1), depths
+
+
+def _mask(real: torch.Tensor, trie: Trie, dtype: torch.dtype, *, last: int) -> torch.Tensor:
+    """What the last positions of prompt and trie see: additive [rows, 1, last, width + extra]."""
+    width = real.shape[1]
+    columns = torch.arange(width + trie.extra, device=real.device)
+    positions = columns[-last:, None]
+    causal = columns <= positions
+    causal[-trie.extra :, width:] = torch.from_numpy(trie.seen[1:, 1:]).to(real.device)
+    visible = torch.nn.functional.pad(real.bool(), (0, trie.extra), value=True)[:, None, :] & causal
     # Padding sees itself: a softmax over nothing is no number.
-    visible |= torch.eye(width + extra, dtype=torch.bool, device=real.device)
+    visible |= columns == positions
     mask = torch.zeros(visible.shape, dtype=dtype, device=real.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _sums(trie: Trie, *logits: torch.Tensor) -> NDArray[np.float64]:
+    """Log-likelihoods float64 [rows, choices]; logits, joined, are [rows, nodes, vocabulary]."""
+    sources, targets = (torch.from_numpy(values).to(logits[0].device) for values in (trie.sources, trie.targets))
+    # Row by row: logits in fp32 for all rows at once may need more memory than the forward pass.
+    values = np.stack([_edges(torch.cat(row), sources, targets) for row in zip(*logits, strict=True)])
+    return np.stack([values[:, path].sum(axis=1) for path in trie.paths], axis=1)
 
 
 def _edges(logits: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> NDArray[np.float64]:

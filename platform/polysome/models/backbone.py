@@ -51,12 +51,12 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
         DataError: a weight is missing, has another shape, or its file is broken.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from polysome.models.attention import ATTENTION, register
 
     register()
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = vocabulary.read_tokenizer(tokenizer_folder)
     added: dict[int, list[int]] = {}
     if source.config is not None:
         config = _configuration(source.config, tokenizer)

@@ -54,7 +54,7 @@ def chat_template(kmer: int, protein_kmer: int = 1) -> str:
 def build_per_base_tokenizer(
     folder: str | Path, texts: Iterable[str], *, vocabulary_size: int = 1024, kmer: int = 1, protein_kmer: int = 1
 ) -> None:
-    """Write a tokenizer folder (tokenizer.json, tokenizer_config.json with the chat template) for `AutoTokenizer`.
+    """Write a tokenizer folder (tokenizer.json, tokenizer_config.json with the chat template) for transformers.
 
     Args:
         folder: local folder, made when absent.

@@ -74,7 +74,7 @@ def extend_tokenizer(base: str | Path, folder: str | Path, *, fingerprint: str) 
             where=str(base),
             fix="use it as it is, or extend the tokenizer that it was made from",
         )
-    template = _template(AutoTokenizer.from_pretrained(base, trust_remote_code=False).chat_template, str(base))
+    template = _template(read_tokenizer(base).chat_template, str(base))
     added_from = {
         token: tokenizer.encode(token if token in MOLECULE_TAGS else token[-2], add_special_tokens=False).ids
         for token in (*MOLECULE_TAGS, *letter_tokens)
@@ -104,9 +104,21 @@ def extend_tokenizer(base: str | Path, folder: str | Path, *, fingerprint: str) 
         settings |= {"sequence_letters": LETTERS, "added_from": added_from, "extends": fingerprint}
         (written / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         (written / _TEMPLATE).write_text(_spelling_template() + template, encoding="utf-8")
+        # By transformers' own choice of a class, as others will read it: this class must not split what was added.
         _check(AutoTokenizer.from_pretrained(written, trust_remote_code=False), tokenizer, str(base))
         os.rename(written, folder)
     return added_from
+
+
+def read_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer in a local folder or behind a hub id, with the entries of its tokenizer.json and no others.
+
+    `AutoTokenizer` goes by the model type that a config.json beside it names, and for some (qwen2) adds a token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(str(source))
+    return tokenizer
 
 
 def new_rows(tokenizer: PreTrainedTokenizerBase, model_folder: str) -> dict[int, list[int]]:
@@ -120,13 +132,11 @@ def new_rows(tokenizer: PreTrainedTokenizerBase, model_folder: str) -> dict[int,
     Raises:
         ConfigurationError: the model's folder holds no tokenizer, so that this cannot be told.
     """
-    from transformers import AutoTokenizer
-
     added: Mapping[str, list[int]] = tokenizer.init_kwargs.get("added_from", {})
     if not added:
         return {}
     try:
-        known = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False).get_vocab()
+        known = read_tokenizer(model_folder).get_vocab()
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"the data's tokenizer has added tokens, and the model's own cannot be read: {str(error).splitlines()[0]}",

@@ -160,7 +160,6 @@ def ask_folder(config: ServeConfig, task: str, records: Sequence[RawRecord]) -> 
             _EngineBackend(engine),
             prompt=config.prompt,
             max_new_tokens=config.limits.default_max_tokens,
-            templates=config.answer_templates,
         )
     )
     return [prediction.model_dump() for prediction in predictions]

@@ -57,8 +57,6 @@ class ServeSettings(Config):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     prompt: Prompt = "concise"
     """System prompt of `/v1/predict`."""
-    answer_templates: Annotated[int, Field(ge=1, le=32)] = 4
-    """Wordings per label that `/v1/predict` scores; a label's probability is the sum over its wordings."""
     autoscaling: Autoscaling = Autoscaling()
     gateway_replicas: Annotated[int, Field(ge=1, le=100)] = 1
     cpus_per_replica: Annotated[int, Field(ge=1)] = 1

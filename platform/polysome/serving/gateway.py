@@ -186,7 +186,6 @@ def create_api(config: ServeConfig, pool: Pool, *, fingerprint: str) -> FastAPI:
                 of_predictions,
                 prompt=config.prompt,
                 max_new_tokens=config.limits.default_max_tokens,
-                templates=config.answer_templates,
             )
         )
         return {

@@ -1,19 +1,17 @@
 """Declared tasks asked of a model: sequences in, a label with its probability or a number out for each record."""
 
 import asyncio
-import math
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polysome.config import Config, ConfigurationError, DataError
 from polysome.data.clean import Refused, clean
-from polysome.data.render import answer, messages, question
+from polysome.data.render import messages, question
+from polysome.evaluation.choices import Choices, Unscored, choices
 from polysome.evaluation.parsers import parser
 from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.specs import BinaryLabel, Dataset, MulticlassLabel, Prompt, RegressionLabel, dataset, names
-
-_CHOICES_AT_ONCE = 64
 
 RawRecord = str | dict[str, str]
 """One sequence, or for each role of the task its sequence."""
@@ -140,22 +138,22 @@ async def predict(
     *,
     prompt: Prompt,
     max_new_tokens: int,
-    templates: int,
 ) -> list[Prediction]:
     """Ask the task of every record, all at once, so that the backend can batch them; the first failure ends the rest.
 
-    A class's probability is softmax over labels of `logsumexp` over its first `templates` declared answer wordings of
-    their summed log-likelihood: the model's mass on saying that label in any of these ways. It is not calibrated.
+    A class's probability is the softmax of the scores that an evaluation with the mode `scores` goes by, without prior
+    correction (`polysome.evaluation.choices`). It is not calibrated.
 
     Args:
         records: cleaned sequences as `read_record` gives them.
 
     Raises:
+        ConfigurationError: the task has more classes than are scored.
         DataError: a record does not fit into the model's context.
     """
-    sampling = Sampling(max_new_tokens)
+    sampling, closed = Sampling(max_new_tokens), _closed(spec)
     return await _together(
-        _predict_one(spec, index, sequences, backend, prompt, sampling, templates)
+        _predict_one(spec, index, sequences, backend, prompt, sampling, closed)
         for index, sequences in enumerate(records)
     )
 
@@ -177,45 +175,37 @@ async def _predict_one(
     backend: Backend,
     prompt: Prompt,
     sampling: Sampling,
-    templates: int,
+    closed: Choices | None,
 ) -> Prediction:
+    from scipy.special import softmax
+
     assert spec.task is not None
     conversation = messages(prompt, question(spec, sequences))
-    if isinstance(spec.task.label, RegressionLabel):
+    if closed is None:
         generation = await backend.generate(conversation, sampling)
         return Prediction(index=index, value=read_number(spec, generation.text), text=generation.text)
-    wordings = answer_wordings(spec, templates)
-    choices = [wording for pool in wordings.values() for wording in pool]
     generation, scores = await _together(
-        [backend.generate(conversation, sampling), backend.score(conversation, choices)]
+        [backend.generate(conversation, sampling), backend.score(conversation, closed.texts)]
     )
-    shares = label_probabilities(wordings, scores.sums)
+    likelihoods = softmax(closed.read(scores.sums)).tolist()
+    shares = dict(zip(map(spec.task.label.encode, closed.values), likelihoods, strict=True))
     label = max(shares, key=shares.__getitem__)
     return Prediction(index=index, label=label, probability=shares[label], probabilities=shares, text=generation.text)
 
 
-def answer_wordings(spec: Dataset, templates: int) -> dict[str, list[str]]:
-    """For each label of a classification, the answers that state it: the same number for every label."""
+def _closed(spec: Dataset) -> Choices | None:
+    """The answers to score; None for a regression, whose number is read in the words of the answer."""
     assert spec.task is not None
-    label = spec.task.label
-    values = range(len(label.classes)) if isinstance(label, MulticlassLabel) else (1, 0)
-    pools = {value: spec.task.templates.answers[label.pool((value,))] for value in values}
-    count = min(templates, *(len(pool) for pool in pools.values()), max(1, _CHOICES_AT_ONCE // len(pools)))
-    return {label.encode((value,)): [answer(spec, (value,), index) for index in range(count)] for value in values}
-
-
-def label_probabilities(wordings: dict[str, list[str]], scores: Sequence[float]) -> dict[str, float]:
-    """Probabilities that sum to 1 from the log-likelihoods of all wordings, in the order of `wordings`."""
-    remaining = iter(scores)
-    evidence = {}
-    for label, pool in wordings.items():
-        own = [next(remaining) for _ in pool]
-        top = max(own)
-        evidence[label] = top + math.log(sum(math.exp(score - top) for score in own))
-    top = max(evidence.values())
-    masses = {label: math.exp(value - top) for label, value in evidence.items()}
-    total = sum(masses.values())
-    return {label: mass / total for label, mass in masses.items()}
+    if isinstance(spec.task.label, RegressionLabel):
+        return None
+    found = choices(spec, None, seed=0)
+    if isinstance(found, Unscored):
+        raise ConfigurationError(
+            f"{spec.name!r} has no probabilities: {found.reason}",
+            where="task",
+            fix="ask it in words, POST /v1/chat/completions",
+        )
+    return found
 
 
 def read_number(spec: Dataset, text: str) -> float | None:

@@ -18,18 +18,17 @@ export by that rounding.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from polysome.config import Config, ConfigurationError, DataError, validate
+from polysome.config import ConfigurationError
+from polysome.data.tokenizer_files import load_tokenizer
 from polysome.models import vocabulary
+from polysome.models.adapter import ADAPTER_WEIGHTS, BASE, Base, base_name, check_base, digests, require_adapter_files
 from polysome.models.backbone import load_weights
 from polysome.models.trainability import ADAPTER
-from polysome.storage import exists, fingerprint, join, read_json, write_json
+from polysome.storage import exists, fingerprint, join, write_json
 from polysome.storage.local import local_folder
 
 if TYPE_CHECKING:
@@ -37,39 +36,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BASE = "base.json"
 _PREFIX = "base_model.model."
-
-
-class Base(Config):
-    """`base.json`: the base that an adapter belongs to."""
-
-    format: Literal[1] = 1
-    model: str | None
-    """Folder or hub id that the stage started from; None: weights drawn from a configuration and a seed."""
-    fingerprint: str
-    """Of `weights`."""
-    weights: dict[str, str]
-    """What `digests` says of the base's weights that the adapter does not bring itself."""
-
-
-def digests(parameters: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """16 hex digits of the SHA-256 of each tensor's shape and values in bf16, whatever its dtype and device.
-
-    About 1 GB of bf16 a second. Rounding to bf16 gives a base one digest, in whichever precision it is held.
-    """
-    import torch
-
-    found = {}
-    for name, value in parameters.items():
-        digest = hashlib.sha256(str(tuple(value.shape)).encode())
-        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().data)
-        found[name] = digest.hexdigest()[:16]
-    return found
 
 
 def write_adapter(model: PreTrainedModel, folder: str, *, base: str | None) -> bool:
@@ -112,7 +79,7 @@ def write_adapter(model: PreTrainedModel, folder: str, *, base: str | None) -> b
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, join(folder, ADAPTER_WEIGHTS))
     weights = digests(
         {
-            name.replace(".base_layer.", "."): value
+            base_name(name): value
             for name, value in model.named_parameters()
             if f".{ADAPTER}." not in name and not any(name.startswith(f"{module}.") for module in saved)
         }
@@ -121,40 +88,6 @@ def write_adapter(model: PreTrainedModel, folder: str, *, base: str | None) -> b
     write_json(join(folder, BASE), record.model_dump())
     config.save_pretrained(folder)
     return True
-
-
-def check_base(model: PreTrainedModel, adapter_folder: str) -> None:
-    """Refuse an adapter for another base. An adapter without base.json, made elsewhere, is held against shapes alone.
-
-    Args:
-        model: the base as it was loaded, in any dtype; weights that the adapter brings itself may differ.
-        adapter_folder: local path or URL.
-
-    Raises:
-        DataError: the folder holds no adapter.
-        ConfigurationError: a module is missing or has another shape, or a weight is not that of the adapter's base.
-    """
-    folder = _adapter_folder(adapter_folder)
-    record = validate(Base, read_json(join(folder, BASE)), where=BASE) if exists(join(folder, BASE)) else None
-    fix = (
-        f"load it on {record.model}" if record and record.model else "load it on the base that it was trained on"
-    ) + ", or use the merged export of its run"
-    _check_shapes(model, folder, fix)
-    if record is None:
-        logger.warning("%s has no %s: that its base is this one was checked by shapes alone", adapter_folder, BASE)
-        return
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    needed = {name: parameters[name] for name in record.weights if name in parameters}
-    actual = digests(needed)
-    other = [name for name, digest in record.weights.items() if actual.get(name) != digest]
-    if other:
-        raise ConfigurationError(
-            f"the adapter belongs to another base: of {len(record.weights)} weights that it rests on {len(other)} "
-            f"differ, the first is {other[0]} (fingerprint {record.fingerprint}, this base has "
-            f"{fingerprint(actual)})",
-            where=adapter_folder,
-            fix=fix,
-        )
 
 
 def load_adapter(base: str | PreTrainedModel, adapter_folder: str, **options: Any) -> PeftModel:
@@ -172,58 +105,18 @@ def load_adapter(base: str | PreTrainedModel, adapter_folder: str, **options: An
     """
     from peft import PeftModel
 
-    folder = _adapter_folder(adapter_folder)
+    require_adapter_files(adapter_folder)
+    folder = local_folder(adapter_folder)
     model = _load_base(local_folder(base), folder, **options) if isinstance(base, str) else base
-    check_base(model, folder)
+    check_base(model, adapter_folder)
     return PeftModel.from_pretrained(model, folder).eval()
 
 
 def _load_base(base: str, folder: str, **options: Any) -> PreTrainedModel:
-    from transformers import AutoTokenizer
-
     model = load_weights(base, where="base", **options)
-    if exists(join(folder, "tokenizer.json")):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if added := vocabulary.new_rows(tokenizer, base):
-            vocabulary.grow(model, added)
+    if exists(join(folder, "tokenizer.json")) and (added := vocabulary.new_rows(load_tokenizer(folder), base)):
+        vocabulary.grow(model, added)
     return model
-
-
-def _adapter_folder(url: str) -> str:
-    folder = local_folder(url)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not exists(join(folder, name)):
-            raise DataError(
-                f"no adapter at {url}: {name} is missing", where=url, fix="name the adapter/ folder of a training run"
-            )
-    return folder
-
-
-def _check_shapes(model: PreTrainedModel, folder: str, fix: str) -> None:
-    from safetensors import safe_open
-
-    modules = dict(model.named_modules(remove_duplicate=False))
-    values = model.state_dict()
-    with safe_open(join(folder, ADAPTER_WEIGHTS), "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (it is no mapping)
-            shape = tuple(file.get_slice(key).get_shape())
-            name = key.removeprefix(_PREFIX)
-            module, separator, part = name.partition(".lora_")
-            owner = modules.get(module if separator else name.rpartition(".")[0])
-            if owner is None:
-                raise ConfigurationError(
-                    f"the adapter has weights for {module}, and the base has no such module", where=folder, fix=fix
-                )
-            if separator:
-                weight = owner.weight.t() if type(owner).__name__ == "Conv1D" else owner.weight
-                outputs, inputs = weight.shape
-                wanted = (shape[0], inputs) if part.startswith("A") else (outputs, *shape[1:])
-            else:
-                wanted = tuple(values[name].shape) if name in values else ()
-            if shape != wanted:
-                raise ConfigurationError(
-                    f"the adapter's {name} has shape {shape}, and on this base it needs {wanted}", where=folder, fix=fix
-                )
 
 
 def _lora_layers(model: PreTrainedModel) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from polysome.data.feed import Feed, open_feed
+from polysome.data.tokenizer_files import load_tokenizer
 from polysome.storage.local import cache_folder
 from polysome.training.config import StageConfig
 
@@ -84,11 +85,10 @@ class Dev:
 
     def _answers(self, engine: Engine, questions: Questions) -> dict[str, dict[str, Any]]:
         import torch
-        from transformers import AutoTokenizer
 
         from polysome.inference.batch import BatchEngine, asking
 
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        tokenizer = load_tokenizer(self.tokenizer_folder)
         place = engine.place
         with asking(engine.causal):
             answers = questions.ask(BatchEngine.of(engine.causal, tokenizer), place.rank, place.world_size)

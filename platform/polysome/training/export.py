@@ -16,9 +16,10 @@ from fsspec.core import url_to_fs
 
 from polysome.config import ConfigurationError, ResourceError
 from polysome.models import trainability
+from polysome.models.adapter import ADAPTER_CONFIG
 from polysome.models.backbone import load_weights
 from polysome.storage import join, make_folder, remove, write_json
-from polysome.training.adapter import ADAPTER_CONFIG, write_adapter
+from polysome.training.adapter import write_adapter
 from polysome.training.model_card import Card, readme
 from polysome.training.provenance import PROVENANCE, README, provenance_content
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from polysome.config import PolysomeError, ResourceError
 from polysome.data.feed import Feed, open_feed
+from polysome.data.tokenizer_files import load_tokenizer
 from polysome.storage import exists, join
 from polysome.storage.local import cache_folder, local_folder
 from polysome.training import native
@@ -226,11 +227,10 @@ def _objective(config: StageConfig, arguments: dict[str, Any], tokenizer_folder:
     if config.number_loss is None:
         return Objective(sources=len(arguments["sources"]))
     import torch
-    from transformers import AutoTokenizer
 
     from polysome.training.numbers import number_token_loss, number_tokens
 
-    numbers = number_tokens(AutoTokenizer.from_pretrained(tokenizer_folder))
+    numbers = number_tokens(load_tokenizer(tokenizer_folder))
     return Objective(
         sources=len(arguments["sources"]),
         number_loss=lambda logits, targets, weights: number_token_loss(

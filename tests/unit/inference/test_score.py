@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from polysome.inference.batch import BatchEngine
 from polysome.inference.folder import adapter_fingerprint
 from polysome.inference.forward import Forward
 from polysome.inference.trie import Trie, score_trie, tries
+from polysome.models.adapter import Base, digests
+from polysome.storage import fingerprint
 
 CHOICES = ["yes", "no", "no promoter here", "no promoter", "ACGT", "ACGA", "ACGTA", "A", "yes"]
 CHATS = conversations(7, seed=5)
@@ -63,6 +66,20 @@ def test_a_trie_gives_what_separate_forwards_give(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_trie_in_parts_gives_what_separate_forwards_give(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scoring, "_PART", 4)
+    used = []
+    parts = scoring.score_parts
+    monkeypatch.setattr(scoring, "score_parts", lambda *given: used.append(len(given[2])) or parts(*given))
+    folder = build_model(tmp_path, kind)
+    assert_as_by_hand(BatchEngine(folder), AutoModelForCausalLM.from_pretrained(folder).eval(), folder)
+    assert used[-1] > 2
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("kind", "told"), [("bloom", True), ("mistral, window 24", False)])
 @pytest.mark.parametrize("budget", [70, 16384])
 def test_where_a_trie_cannot_be_the_prompt_is_shared(
@@ -81,7 +98,11 @@ def test_a_model_that_ignores_the_mask_is_found_out(
     llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = trie._mask
-    monkeypatch.setattr(trie, "_mask", lambda real, seen, dtype: kept(real, torch.ones_like(seen).tril(), dtype))
+
+    def ignored(real: torch.Tensor, part: Trie, dtype: torch.dtype, *, last: int) -> torch.Tensor:
+        return kept(real, replace(part, seen=np.tril(np.ones_like(part.seen))), dtype, last=last)
+
+    monkeypatch.setattr(trie, "_mask", ignored)
     assert_as_by_hand(BatchEngine(llama), AutoModelForCausalLM.from_pretrained(llama).eval(), llama)
     assert "differ by" in caplog.text
 
@@ -239,6 +260,36 @@ def test_an_adapter_of_other_shapes_is_refused_and_changes_nothing(llama: str, t
     engine.load_adapter(fitting, name="other")
     with pytest.raises(ConfigurationError, match="already"):
         engine.load_adapter(fitting, name="other")
+    assert engine.score(CHATS, CHOICES) == before
+
+
+def bind(folder: str, base: str, *, brings: tuple[str, ...] = ()) -> None:
+    """Write the base that an adapter belongs to beside it, as a stage does."""
+    parameters = AutoModelForCausalLM.from_pretrained(base).named_parameters()
+    weights = digests({name: value for name, value in parameters if not name.startswith(brings)})
+    record = Base(model=base, fingerprint=fingerprint(weights), weights=weights)
+    Path(folder, "base.json").write_text(record.model_dump_json())
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_is_asked(llama: str, tmp_path: Path) -> None:
+    first, second = (adapter(llama, tmp_path / name, seed=seed) for seed, name in enumerate(("first", "second")))
+    bare = adapter(llama, tmp_path / "bare", seed=2, modules_to_save=None)
+    for folder in (first, second):
+        bind(folder, llama, brings=("lm_head",))
+    bind(bare, llama)
+    other = build_model(tmp_path / "other", seed=8)
+    with pytest.raises(ConfigurationError, match="belongs to another base") as raised:
+        BatchEngine(other, adapter=first)
+    assert (raised.value.where, llama in raised.value.fix) == (first, True)
+    engine = BatchEngine(llama, adapter=first)
+    # What adapters on the model have wrapped is still the base.
+    engine.load_adapter(second, name="second")
+    engine.load_adapter(bare, name="bare")
+    before = engine.score(CHATS, CHOICES)
+    foreign = adapter(other, tmp_path / "foreign", seed=0)
+    bind(foreign, other, brings=("lm_head",))
+    with pytest.raises(ConfigurationError, match="belongs to another base"):
+        engine.load_adapter(foreign, name="foreign")
     assert engine.score(CHATS, CHOICES) == before
 
 

@@ -1,6 +1,7 @@
 """Backbones from a configuration and from a folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -29,6 +30,26 @@ def test_scratch_model_takes_vocabulary_and_special_tokens_from_the_tokenizer(ti
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert not model.config.use_cache
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("told_by", ["config.json", "tokenizer_config.json"])
+def test_a_model_needs_no_row_for_a_token_that_transformers_would_add(
+    told_by: str, tiny_tokenizer: str, tmp_path
+) -> None:
+    """To the tokenizer of a qwen2 model AutoTokenizer adds a token that tokenizer.json does not hold."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    scratch = build_model(ModelSource(config={**LLAMA, "model_type": "qwen2"}), str(folder), seed=1)
+    if told_by == "config.json":
+        scratch.save_pretrained(folder)
+    else:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "Qwen2Tokenizer"}))
+    entries = len(PreTrainedTokenizerFast.from_pretrained(folder))
+    assert len(AutoTokenizer.from_pretrained(folder)) == entries + 1
+    source = ModelSource(config=LLAMA) if told_by == "tokenizer_config.json" else ModelSource(path=str(folder))
+    assert build_model(source, str(folder), seed=1).config.vocab_size == entries
 
 
 def test_weights_follow_the_seed_and_leave_the_global_generator_alone(tiny_tokenizer: str) -> None:

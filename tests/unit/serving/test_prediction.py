@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polysome.config import ConfigurationError, DataError
+from polysome.evaluation.choices import choices
 from polysome.inference.engine import Generation, Scores
-from polysome.serving.prediction import (
-    answer_wordings,
-    label_probabilities,
-    predict,
-    read_number,
-    read_record,
-    task_spec,
-)
+from polysome.serving.prediction import predict, read_number, read_record, task_spec
 
 
 def test_sequences_are_cleaned_and_put_in_the_specs_order():
@@ -36,24 +30,45 @@ def test_a_corpus_is_no_task():
         task_spec("planted_dna")
 
 
-def test_every_label_has_as_many_wordings_as_every_other():
-    for name in ("planted_promoter", "planted_ncrna_family"):
-        wordings = answer_wordings(task_spec(name), 3)
-        assert len({len(pool) for pool in wordings.values()}) == 1
-        assert len({text for pool in wordings.values() for text in pool}) == sum(map(len, wordings.values()))
+def test_a_labels_probability_is_the_one_of_evaluations():
+    """A label's mass lies on all its wordings: neither how many it has nor how many are asked favours it."""
+    spec = task_spec("core_promoter")
+    assert spec.task is not None
+    answers = spec.task.templates.answers
+    fewer = {**answers, "negative": answers["negative"][:2]}
+    templates = spec.task.templates.model_copy(update={"answers": fewer})
+    spec = spec.model_copy(update={"task": spec.task.model_copy(update={"templates": templates})})
+    closed = choices(spec, None, seed=0)
+    asked = []
+
+    class Backend:
+        async def generate(self, conversation, sampling):
+            return Generation("Yes.", 1, 1, "stop")
+
+        async def score(self, conversation, texts):
+            asked.append(tuple(texts))
+            sums = [math.log(0.6 / len(answers["positive"]) if owner else 0.4 / 2) for owner in closed.owners]
+            return Scores(tuple(sums), (1,) * len(texts))
+
+    (found,) = asyncio.run(predict(spec, [["ACGT"]], Backend(), prompt="concise", max_new_tokens=8))
+    assert asked == [closed.texts]
+    assert found.probabilities == pytest.approx({"yes": 0.6, "no": 0.4})
+    assert (found.label, found.probability) == ("yes", found.probabilities["yes"])
 
 
-def test_a_labels_probability_is_the_mass_of_its_wordings():
-    wordings = {"yes": ["a", "b"], "no": ["c", "d"]}
-    shares = label_probabilities(wordings, [math.log(0.2), math.log(0.1), math.log(0.05), math.log(0.05)])
-    assert shares == pytest.approx({"yes": 0.75, "no": 0.25})
-
-
-@given(st.lists(st.floats(-2000, 0), min_size=4, max_size=4))
+@given(st.lists(st.floats(-2000, 0), min_size=12, max_size=12))
 def test_probabilities_sum_to_one_however_unlikely_the_wordings(scores):
-    shares = label_probabilities({"yes": ["a", "b"], "no": ["c", "d"]}, scores)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert all(0 <= share <= 1 for share in shares.values())
+    class Backend:
+        async def generate(self, conversation, sampling):
+            return Generation("", 1, 1, "stop")
+
+        async def score(self, conversation, texts):
+            return Scores(tuple(scores), (1,) * len(texts))
+
+    spec = task_spec("planted_ncrna_family")
+    (found,) = asyncio.run(predict(spec, [["ACGU"]], Backend(), prompt="concise", max_new_tokens=8))
+    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in found.probabilities.values())
 
 
 def test_a_number_outside_the_declared_range_is_none():
@@ -85,7 +100,7 @@ def test_the_first_failure_ends_the_other_records_and_is_told_as_it_is():
     spec = task_spec("planted_binding")
     records = [["ACGU", "MKV"], ["GGGG", "MKV"], ["ACGU", "MKV"]]
     with pytest.raises(DataError, match="too long"):
-        asyncio.run(predict(spec, records, Backend(), prompt="concise", max_new_tokens=8, templates=3))
+        asyncio.run(predict(spec, records, Backend(), prompt="concise", max_new_tokens=8))
     assert cancelled == ["generate"] * 2
 
 
@@ -99,7 +114,7 @@ def test_the_label_is_the_most_probable_whatever_the_text_says():
             return Scores(sums, (1,) * len(choices))
 
     spec = task_spec("planted_binding")
-    (found,) = asyncio.run(predict(spec, [["ACGU", "MKV"]], Backend(), prompt="concise", max_new_tokens=8, templates=3))
+    (found,) = asyncio.run(predict(spec, [["ACGU", "MKV"]], Backend(), prompt="concise", max_new_tokens=8))
     assert found.label == "yes"
     assert found.probability == pytest.approx(1 / (1 + math.exp(-1)))
     assert found.text == "No, there is none."

@@ -10,9 +10,10 @@ from trained_models import GPT2, LLAMA, MIXED, QWEN, logits, trained
 from transformers import AutoModelForCausalLM
 
 from polysome.config import ConfigurationError, DataError
+from polysome.models.adapter import check_base
 from polysome.models.backbone import ModelSource, build_model
 from polysome.models.trainability import Rule
-from polysome.training.adapter import check_base, load_adapter, write_adapter
+from polysome.training.adapter import load_adapter, write_adapter
 
 TIED = [Rule(match="embed_tokens|lm_head|wte|norm|ln_", mode="full"),
         Rule(match="_proj|c_attn|c_proj", mode="lora", rank=4, alpha=8)]  # fmt: skip
@@ -56,12 +57,13 @@ def test_another_base_is_refused_by_shape_and_by_weights(tiny_tokenizer: str, tm
     adapter = str(tmp_path / "adapter")
     write_adapter(model, adapter, base=source)
     for changed, said in [
-        ({"intermediate_size": 48}, "has shape .* needs"),
-        ({"num_hidden_layers": 1}, "no such module"),
+        ({"intermediate_size": 48}, "has shape .* it needs"),
+        ({"num_hidden_layers": 1}, "weights that have no place here"),
     ]:
         other = build_model(ModelSource(config=LLAMA | changed), tiny_tokenizer, seed=1)
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=said) as raised:
             check_base(other, adapter)
+        assert source in str(raised.value)
     with pytest.raises(ConfigurationError, match="belongs to another base") as raised:
         load_adapter(base(LLAMA, tiny_tokenizer, tmp_path / "other", seed=2), adapter)
     assert source in str(raised.value)
