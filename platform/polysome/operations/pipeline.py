@@ -5,6 +5,7 @@ stopped goes on with the first that is not finished. An ablation is another chai
 shares with other chains (prepared data, the stages that it begins with, baselines) is made once.
 """
 
+import json
 import logging
 import tempfile
 import time
@@ -19,7 +20,7 @@ from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, Evaluat
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
 from polysome.operations.pipeline_check import build_tokenizer
-from polysome.operations.pipeline_config import MAIN, PipelineConfig
+from polysome.operations.pipeline_config import MAIN, Asking, PipelineConfig, evaluation_step
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import dataset
@@ -88,8 +89,9 @@ class _Pipeline:
                 name = self.config.step(chain, stage)
                 self.trained[begun] = name, self._train(name, stage, export)
             name, export = self.trained[begun]
-            if self.config.evaluated(chain, stages, position):
-                self._evaluate(name, _title(chain, begun), export)
+            for variant, asking in self.config.askings(chain, stages, position).items():
+                title = _title(chain, begun) + (f" ({_words(variant)})" if variant else "")
+                self._evaluate(name, evaluation_step(name, variant), title, asking, export)
         assert export is not None
         return export
 
@@ -134,14 +136,13 @@ class _Pipeline:
         self.announce(f"  {_step_summary(step.record)}")
         return str(step.record.results["export"])
 
-    def _evaluate(self, name: str, title: str, export: str) -> None:
+    def _evaluate(self, trained: str, name: str, title: str, asking: Asking, export: str) -> None:
         from polysome.evaluation.run import read_evaluation
 
-        assert self.config.evaluation is not None
-        settings = self.config.evaluation.model_dump(include=set(EvaluationSettings.model_fields))
-        config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
+        settings = asking.model_dump(include=set(EvaluationSettings.model_fields))
+        config = EvaluationConfig(name=name, model=export, **settings)
         self.announce(f"evaluate {title}")
-        parents = [self.id, name]
+        parents = [self.id, trained]
         step = jobs.evaluate(
             config,
             self.folder,
@@ -195,7 +196,7 @@ class _Pipeline:
             f"Made by `{provenance.command()}` with Polysome {record.versions['polysome']}.",
             "",
         ]
-        lines += [report.markdown().rstrip(), "", *_ablation_lines(report, self.config)]
+        lines += [report.markdown().rstrip(), "", *_variant_lines(self.config), *_ablation_lines(report, self.config)]
         lines += [line for note in self.config.notes for line in (note, "")]
         lines += ["## How it was made", "", "| step | what | seconds |", "| --- | --- | ---: |"]
         for _, step in runs.list_steps(self.folder):
@@ -259,6 +260,21 @@ def _excluded(sources: list[dict[str, Any]]) -> str:
     return ", ".join(f"{count:,} (in {holder})" for holder, count in sorted(found.items())) or "0"
 
 
+def _variant_lines(config: PipelineConfig) -> list[str]:
+    """For each variant of the evaluation: what is asked otherwise."""
+    lines: list[str] = []
+    if config.evaluation is not None:
+        for variant in config.evaluation.variants:
+            changes = config.evaluation.changes(variant).items()
+            told = "; ".join(f"{key}: {_listed(value)}" for key, value in changes)
+            lines += [f"Columns ({_words(variant)}) are asked otherwise than the rest: {told}.", ""]
+    return lines
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+
+
 def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
     """For each ablation: on which tasks the main chain is above it, and on which it is not."""
     by_name = {system.name: system for system in report.systems}
@@ -284,5 +300,9 @@ def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:
 def _title(chain: str, stages: Sequence[str]) -> str:
     """`after stage1+2`, or the ablation's name: how a column of the report is named."""
     if chain != MAIN:
-        return chain.replace("_", " ")
+        return _words(chain)
     return "after " + "+".join([stages[0], *(stage.removeprefix("stage") for stage in stages[1:])])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
