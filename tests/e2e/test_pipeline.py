@@ -62,9 +62,12 @@ def test_a_killed_pipeline_goes_on_and_finishes(tmp_path, isolated_environment):
     # What was finished before the kill was not done again.
     assert json.loads(first_export.read_text())["finished"] == finished_at
     assert len((runs / "tiny/evaluate-stage2/samples.jsonl").read_text().splitlines()) == 12
+    tagged = (runs / "tiny/evaluate-stage2.tagged/samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["input"].count("[Classification: promoter detection]") for line in tagged] == [1] * 6
     report = (runs / "tiny/report.md").read_text()
-    for column in ("majority", "k-mer", "after stage1+2"):
+    for column in ("majority", "k-mer", "after stage1+2 |", "after stage1+2 (tagged) |"):
         assert column in report
+    assert "Columns (tagged) are asked otherwise than the rest: limit: 6; tagged: true." in report
     assert f"http://127.0.0.1:{port}/v1/chat/completions" in done.stdout
     record = json.loads((runs / "tiny/run.json").read_text())
     assert record["results"]["served"]["question"].startswith("<dna>")

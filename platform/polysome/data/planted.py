@@ -8,6 +8,7 @@ process. The rules imitate real signals in miniature:
 - `thermostability` (protein, number): 30 + 50 x the share of charged residues (D, E, K, R), in degrees Celsius.
 - `binding` (RNA + protein, binary): the RNA carries one of two binding sites, the protein one of two domains; they
   bind when domain and site match. Neither molecule alone tells anything, nor does the sum of their k-mers.
+- `description` (protein, free text): a sentence names which of the two domains the protein carries, or both.
 - `dna`, `rna`, `protein` (unlabelled): the molecules of the rules above, without their labels.
 """
 
@@ -21,6 +22,7 @@ TATA_BOX = "TATAAA"
 FAMILY_MOTIFS = {"tRNA": "GGUUCGA", "5S_rRNA": "CCGAACU", "miRNA": "UGAGGUA", "riboswitch": "AAGGCUC"}
 BINDING_SITES = ("UGUAAAU", "GCAUGCC")
 BINDING_DOMAINS = ("RRMWYF", "KHGPGG")
+DOMAIN_NAMES = ("an RNA recognition motif", "a KH domain")
 
 _BASES = "ACGT"
 _AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -117,6 +119,16 @@ def binding(draw: random.Random) -> Labelled:
     return (rna, protein), "1" if site == domain else "0"
 
 
+def description(draw: random.Random) -> Labelled:
+    """Protein of 30 residues that carries one of two domains, or both; the label is a sentence that names them."""
+    halves = [_sequence(draw, _AMINO_ACIDS, 15) for _ in BINDING_DOMAINS]
+    for place in draw.choice([(0,), (1,), (0, 1)]):
+        halves[place] = _plant(draw, halves[place], BINDING_DOMAINS[place])
+    protein = "".join(halves)
+    named = [name for domain, name in zip(BINDING_DOMAINS, DOMAIN_NAMES, strict=True) if domain in protein]
+    return (protein,), f"The protein carries {' and '.join(named)}."
+
+
 def _unlabelled(*parts: tuple[Callable[[random.Random], Labelled], int]) -> Callable[[random.Random], Labelled]:
     """A rule that draws one of `parts` and keeps only the molecule at the part's index."""
 
@@ -132,6 +144,7 @@ _RULES: dict[str, Callable[[random.Random], Labelled]] = {
     "ncrna_family": ncrna_family,
     "thermostability": thermostability,
     "binding": binding,
+    "description": description,
     "dna": _unlabelled((promoter, 0)),
     "rna": _unlabelled((ncrna_family, 0), (binding, 0)),
     "protein": _unlabelled((thermostability, 0), (binding, 1)),

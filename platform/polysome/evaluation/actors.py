@@ -48,11 +48,13 @@ class Batch:
     Attributes:
         choices: the answers to score; None: each conversation is answered in words.
         blanks: for each conversation the one without molecules that its scores are told relative to, or None.
+        seed: of the draws of answers in words.
     """
 
     conversations: list[Conversation]
     choices: Choices | None = None
     blanks: tuple[Conversation | None, ...] = ()
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class ActorOptions:
     max_new_tokens: int
     start_timeout: float
     adapter: str | None = None
+    temperature: float = 0.0
 
     @property
     def where(self) -> str:
@@ -105,12 +108,19 @@ class Answerer:
         """Returns as soon as the actor runs somewhere."""
 
     def answer(self, batch: Batch) -> Answered:
-        """Greedy answers, or scores; one conversation that cannot be asked does not spoil the others."""
+        """Answers in words, or scores; one conversation that cannot be asked does not spoil the others."""
         assert self._engine is not None, "load first"
         started = time.monotonic()
         answers: list[Answer] = []
         if batch.choices is None:
-            answers += ask(self._engine, batch.conversations, self._options.max_new_tokens)
+            options = self._options
+            answers += ask(
+                self._engine,
+                batch.conversations,
+                options.max_new_tokens,
+                temperature=options.temperature,
+                seed=batch.seed,
+            )
         else:
             answers += self._score(self._engine, batch, batch.choices)
         return Answered(answers, time.monotonic() - started)
@@ -136,9 +146,20 @@ class Answerer:
         return found
 
 
-def ask(engine: Engine, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Generation | Refusal]:
-    """Answer all in words, greedily; see `each`."""
-    return each(engine, lambda part: engine.generate(part, max_new_tokens=max_new_tokens), conversations)
+def ask(
+    engine: Engine,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> list[Generation | Refusal]:
+    """Answer all in words, greedily unless a temperature is given; see `each`."""
+
+    def answered(part: Sequence[Conversation]) -> list[Generation]:
+        return engine.generate(part, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+    return each(engine, answered, conversations)
 
 
 def each(

@@ -19,6 +19,7 @@ from polysome.evaluation.measure import measure, predictions_of
 from polysome.evaluation.parsers import Parser, Prediction, parser
 from polysome.evaluation.prompts import CLOSED_LLM_SYSTEM_PROMPT
 from polysome.evaluation.questions import sample_key
+from polysome.evaluation.replicas import vote
 from polysome.evaluation.results import Evaluation, TaskResult
 from polysome.evaluation.samples import SAMPLES_FILE
 from polysome.specs import Task, Value, dataset
@@ -65,7 +66,8 @@ def read_answers(evaluation: Evaluation, folder: str) -> dict[str, list[Answered
         return {}
     results = {result.dataset: result for result in evaluation.tasks}
     specs = {name: _Spec.of(name) for name in results}
-    texts: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in results}
+    texts: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {name: {} for name in results}
+    replicas = evaluation.settings.get("replicas", 1)
     scored: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in results}
     for number, sample in _lines(url):
         try:
@@ -74,17 +76,19 @@ def read_answers(evaluation: Evaluation, folder: str) -> dict[str, list[Answered
                 continue
             if sample["mode"] == "scores":
                 scored[name][sample["id"]] = _kept(sample, specs[name].task, None)
-            elif sample["key"] == _key(evaluation, specs[name], sample):
-                texts[name][sample["id"]] = _kept(sample, specs[name].task, specs[name].parsers)
+            elif sample.get("replica", 0) < replicas and sample["key"] == _key(evaluation, specs[name], sample):
+                kept = _kept(sample, specs[name].task, specs[name].parsers)
+                texts[name].setdefault(sample["id"], {})[sample.get("replica", 0)] = kept
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"not a sample: {error!r}", where=f"{url}, line {number}", fix="evaluate again into a new folder"
             ) from error
     found = {}
     for name, result in results.items():
+        told = [_together(specs[name].task, several) for several in texts[name].values()]
         rows = [
             Answered(**{**kept, "scores": scored[name].get(kept["id"], kept)["scores"]})
-            for kept in (texts[name] if result.styles else scored[name]).values()
+            for kept in (told if result.styles else scored[name].values())
         ]
         if rows and not result.styles:
             rows = _scored_alone(specs[name].task, rows)
@@ -118,7 +122,7 @@ def _key(evaluation: Evaluation, spec: _Spec, sample: Mapping[str, Any]) -> str:
         told = messages(settings["prompt"] if settings["style"] == "chat" else "none", asked)
     model, adapter = evaluation.model_fingerprint, evaluation.adapter_fingerprint
     whole = model if adapter is None else fingerprint([model, adapter])
-    return sample_key(spec.fingerprint, sample["id"], whole, told, settings["decoding"])
+    return sample_key(spec.fingerprint, sample["id"], whole, told, settings["decoding"], sample.get("replica", 0))
 
 
 def _lines(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -149,6 +153,16 @@ def _kept(sample: Mapping[str, Any], task: Task, readers: tuple[Parser, Parser] 
         "error": sample["error"],
         "group": sample["group"],
     }
+
+
+def _together(task: Task, replicas: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """One row of its replicas: their vote, told in the words of the first that says it."""
+    several = [replicas[number] for number in sorted(replicas)]
+    if len(several) == 1:
+        return several[0]
+    strict, official = (vote(task, [kept[style] for kept in several]) for style in ("strict", "official"))
+    shown = next((kept for kept in several if kept["strict"] == strict), several[0])
+    return {**shown, "strict": strict, "official": official}
 
 
 def _gives(task: Task, rows: Sequence[Answered], result: TaskResult) -> bool:

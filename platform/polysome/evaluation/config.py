@@ -25,13 +25,14 @@ BASELINES_FILE = "baselines.json"
 
 
 class EvaluationSettings(Config):
-    """Which tasks are asked, and how: a recipe but for its name and model. Answers are greedy.
+    """Which tasks are asked, and how: a recipe but for its name and model.
 
     Every answer in words is read by both parsers, strict and official, whose numbers stand apart (E-6).
     """
 
     seed: int = 42
-    """Of the rows that a limit leaves, of the question template of each example, and of the bootstrap."""
+    """Of the rows that a limit leaves, of the question template of each example, of answers at a temperature, and of
+    the bootstrap."""
     tasks: Annotated[list[str], Field(min_length=1)]
     """Names of data sets that declare a task."""
     split: Split = "test"
@@ -53,6 +54,11 @@ class EvaluationSettings(Config):
     must declare such questions, or a word by task; tasks that are not named are asked faithfully."""
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 32
     """A-134: 64 for baselines, 1024 with reasoning."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of answers in words; 0 is greedy."""
+    replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often each question is answered in words, each time with other draws (E-2). Measured is the majority of
+    classes, the median of numbers, the first of free texts; the report tells how far they agree."""
     sentiment: str | None = None
     """Local folder of a sentiment model for the official parser of yes-no answers without a keyword (A-101); without
     one such answers count as wrong."""
@@ -96,14 +102,21 @@ class EvaluationSettings(Config):
             raise ValueError(f"wording names {strange}, which are not among the tasks {self.tasks}")
         return self
 
+    @model_validator(mode="after")
+    def _replicas_differ(self) -> "EvaluationSettings":
+        if self.replicas > 1 and (self.temperature == 0 or "text" not in self.modes):
+            raise ValueError("replicas are answers in words that differ: set a temperature above 0, and mode text")
+        return self
+
     def wording_of(self, task: str) -> Wording:
         """Which questions a task is asked."""
         return self.wording.get(task, "faithful") if isinstance(self.wording, dict) else self.wording
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """What an answer in words depends on beside model and question."""
-        return {"temperature": 0.0, "max_new_tokens": self.max_new_tokens}
+        """What an answer in words depends on beside model, question, and which of the replicas it is."""
+        drawn = {"seed": self.seed} if self.temperature else {}
+        return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens, **drawn}
 
 
 class EvaluationConfig(EvaluationSettings):

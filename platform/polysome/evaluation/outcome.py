@@ -16,6 +16,7 @@ from polysome.evaluation.config import EvaluationConfig
 from polysome.evaluation.measure import Measurement, Style, measure, predictions_of
 from polysome.evaluation.parsers import Prediction, Sentiment
 from polysome.evaluation.questions import PlannedTask, Question
+from polysome.evaluation.replicas import agreement, vote
 from polysome.evaluation.results import TaskResult
 from polysome.evaluation.samples import Sample
 from polysome.specs import Dataset
@@ -85,10 +86,15 @@ def outcome(
     texts = [known[item.key].model_output for item in planned.questions.get("text", [])]
     for style in STYLES if texts else ():
         parse = parsers.parser(task, style=style, sentiment=sentiment)
-        predictions = [None if text is None else parse(text) for text in texts]
+        told = [None if text is None else parse(text) for text in texts]
+        rows = [told[start : start + config.replicas] for start in range(0, len(told), config.replicas)]
+        predictions = [vote(task, row) for row in rows]
         styles[style] = measured(predictions, style)
         if style == "strict":
             headline = predictions, None
+            if config.replicas > 1:
+                asked = f"{config.replicas} answers to each question at temperature {config.temperature:g}"
+                notes.append(f"{asked}: {agreement(task, rows)}")
     reasons = Counter(sample.error for item in planned.asked if (sample := known[item.key]).error is not None)
     return TaskResult(
         dataset=spec.name,

@@ -43,6 +43,8 @@ class Question:
     conversation: Conversation
     blank: Conversation | None
     """The same question without its molecules, where scores are told relative to it."""
+    replica: int = 0
+    """Which of several answers in words to the same question it asks for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PlannedTask:
         rows: those to evaluate.
         groups: int64 [rows], leakage group of each.
         choices: the answers to score; why there are none; None where scores are not asked for.
-        questions: of the evaluated rows, by mode and in their order.
+        questions: of the evaluated rows, by mode and in their order; in words those of all replicas of a row together.
         calibration: of dev rows, mode `scores`; why there are none.
         notes: what a reader must know about the task's rows.
     """
@@ -127,13 +129,17 @@ def plan(
     return planned
 
 
-def sample_key(task: str, example_id: str, model: str, asked: Conversation, answered: dict[str, Any]) -> str:
+def sample_key(
+    task: str, example_id: str, model: str, asked: Conversation, answered: dict[str, Any], replica: int = 0
+) -> str:
     """Hex SHA-256 of the example and of all that its answer depends on.
 
     Args:
         task, model: fingerprints.
         answered: decoding of a text, or answer set of scores.
     """
+    if replica:
+        answered = {**answered, "replica": replica}
     text = json.dumps([task, example_id, model, asked, answered], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -220,9 +226,9 @@ def _questions(
             return asked[-1]["content"], asked
 
         text, asked = worded(example["sequences"])
-        questions.append(
+        questions += [
             Question(
-                key=sample_key(planned.fingerprint, example["id"], model, asked, answered),
+                key=sample_key(planned.fingerprint, example["id"], model, asked, answered, replica),
                 id=example["id"],
                 spec=spec,
                 split=split,
@@ -234,6 +240,8 @@ def _questions(
                 text=text,
                 conversation=asked,
                 blank=worded([""] * len(spec.molecules))[1] if mode == "scores" and config.prior_correction else None,
+                replica=replica,
             )
-        )
+            for replica in range(config.replicas if mode == "text" else 1)
+        ]
     return questions

@@ -23,8 +23,13 @@ Reading = Literal["baseline", "strict", "official", "scored"]
 
 OMICS: dict[Omics, str] = {"dna": "DNA", "rna": "RNA", "protein": "Protein", "multi": "Multi-molecule"}
 """Groups in the order of the paper's Tables 4 to 7 (A-120)."""
-HEADLINE: dict[str, str] = {"ChatMultiOmics stages 1+2+3": "ChatMultiOmics", "GPT-4o": "GPT-4o"}
-"""Published systems with a column of their own; the specialist of the literature has one too."""
+HEADLINE: dict[str, str] = {
+    "ChatMultiOmics stages 1+2+3": "ChatMultiOmics",
+    "ChatMultiOmics": "ChatMultiOmics",
+    "GPT-4o": "GPT-4o",
+}
+"""Published systems with a column of their own, the second one after its transfer to Mol-Instructions (A-146); the
+specialist of the literature has one too."""
 LITERATURE = "literature"
 LEGEND = (
     "Values x100 with their 95 % confidence interval; p: share of answers that could be parsed. `official`: parsed as "
@@ -232,7 +237,7 @@ def shown_published(task: str) -> list[Published]:
 def published_columns(tasks: Sequence[str]) -> list[str]:
     """Titles of the published columns that some of the data sets have a number for."""
     named = {_published_column(item) for task in tasks for item in shown_published(task)}
-    return [title for title in (*HEADLINE.values(), LITERATURE) if title in named]
+    return [title for title in dict.fromkeys((*HEADLINE.values(), LITERATURE)) if title in named]
 
 
 def published_cell(items: Sequence[Published], column: str) -> str:

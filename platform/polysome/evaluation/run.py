@@ -196,6 +196,7 @@ def _ask(
         max_batch_tokens=config.max_batch_tokens,
         max_new_tokens=config.max_new_tokens,
         start_timeout=config.start_timeout,
+        temperature=config.temperature,
     )
     done = total - len(waiting)
     if progress:
@@ -220,11 +221,12 @@ def _ask(
 def _batches(waiting: list[Question], size: int) -> Iterator[list[Question]]:
     """Answers in words, of all tasks together, then scores task by task; the longest first of each.
 
-    Neighbours in length share a batch, so that little of it is padding.
+    Neighbours in length share a batch, so that little of it is padding; replicas of a question never do, so that their
+    draws differ.
     """
-    kinds: dict[str | None, list[Question]] = {}
+    kinds: dict[str | int, list[Question]] = {}
     for item in sorted(waiting, key=lambda item: len(item.text), reverse=True):
-        kinds.setdefault(None if item.mode == "text" else item.spec.name, []).append(item)
+        kinds.setdefault(item.replica if item.mode == "text" else item.spec.name, []).append(item)
     for items in kinds.values():
         for start in range(0, len(items), size):
             yield items[start : start + size]
@@ -233,7 +235,7 @@ def _batches(waiting: list[Question], size: int) -> Iterator[list[Question]]:
 def _batch(items: list[Question], choices: Mapping[str, Any]) -> Batch:
     conversations = [item.conversation for item in items]
     if items[0].mode == "text":
-        return Batch(conversations)
+        return Batch(conversations, seed=int(items[0].key[:8], 16))
     closed = choices[items[0].spec.name]
     assert isinstance(closed, Choices)
     return Batch(conversations, closed, tuple(item.blank for item in items))
@@ -255,6 +257,7 @@ def _sample(item: Question, answer: Answer, seconds: float) -> Sample:
         group=item.group,
         input=item.text,
         seconds=round(seconds, 6),
+        replica=item.replica,
     )
     if isinstance(answer, Refusal):
         return replace(sample, error=answer.reason, transient=answer.transient)

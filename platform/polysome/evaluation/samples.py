@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import IO, Any
 
 import fsspec
@@ -58,6 +58,8 @@ class Sample:
     seconds: float = 0.0
     """This example's share of the time that its batch took."""
     error: str | None = None
+    replica: int = 0
+    """Which of several answers to the same question."""
     transient: bool = False
     """The error is of the machine or the endpoint, not of the example: it is asked again in the next run."""
 
@@ -147,7 +149,11 @@ class SampleFile:
 def _parse(line: bytes, where: str) -> Sample:
     try:
         content: dict[str, Any] = json.loads(line)
-        content = {field.name: content[field.name] for field in fields(Sample)}
+        content = {
+            # What has a default may be younger than the line.
+            field.name: content[field.name] if field.default is MISSING else content.get(field.name, field.default)
+            for field in fields(Sample)
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"not a sample of this version: {error!r}",

@@ -18,8 +18,8 @@ from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, Evaluat
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, runs
 from polysome.operations.pipeline_check import build_tokenizer
-from polysome.operations.pipeline_config import MAIN, PipelineConfig
-from polysome.operations.pipeline_report import markdown, step_summary, step_title
+from polysome.operations.pipeline_config import MAIN, Asking, PipelineConfig, evaluation_step
+from polysome.operations.pipeline_report import markdown, step_summary, step_title, words
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import dataset
@@ -87,8 +87,9 @@ class _Pipeline:
                 name = self.config.step(chain, stage)
                 self.trained[begun] = name, self._train(name, stage, export)
             name, export = self.trained[begun]
-            if self.config.evaluated(chain, stages, position):
-                self._evaluate(name, step_title(chain, begun), export)
+            for variant, asking in self.config.askings(chain, stages, position).items():
+                title = step_title(chain, begun) + (f" ({words(variant)})" if variant else "")
+                self._evaluate(name, evaluation_step(name, variant), title, asking, export)
         assert export is not None
         return export
 
@@ -133,14 +134,13 @@ class _Pipeline:
         self.announce(f"  {step_summary(step.record)}")
         return str(step.record.results["export"])
 
-    def _evaluate(self, name: str, title: str, export: str) -> None:
+    def _evaluate(self, trained: str, name: str, title: str, asking: Asking, export: str) -> None:
         from polysome.evaluation.run import read_evaluation
 
-        assert self.config.evaluation is not None
-        settings = self.config.evaluation.model_dump(include=set(EvaluationSettings.model_fields))
-        config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
+        settings = asking.model_dump(include=set(EvaluationSettings.model_fields))
+        config = EvaluationConfig(name=name, model=export, **settings)
         self.announce(f"evaluate {title}")
-        parents = [self.id, name]
+        parents = [self.id, trained]
         step = jobs.evaluate(
             config,
             self.folder,

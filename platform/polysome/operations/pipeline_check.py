@@ -1,29 +1,34 @@
 """What is known of a pipeline before its first step: what its recipe lacks, and what its run folder holds already."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from polysome.config import ConfigurationError, PolysomeError
 from polysome.data.config import PrepareSettings
-from polysome.evaluation.config import EvaluationSettings
+from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
 from polysome.operations import runs
-from polysome.operations.pipeline_config import BuiltTokenizer, PipelineConfig
+from polysome.operations.pipeline_config import BuiltTokenizer, PipelineConfig, asking_key, evaluation_step
 from polysome.specs import CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT, Split, dataset
 from polysome.storage import exists, join
 from polysome.storage.local import local_folder
 
+_NOT_TRAINED_YET = "fake:"
+"""Stands for a model of which nothing can be checked yet."""
+
 
 def check(config: PipelineConfig) -> None:
-    """What can be known before the first step: data sets, heads of all files, tokenizer, model, rules, trackers, port.
+    """What can be known before the first step: data sets, heads of all files, tokenizer, model, rules, evaluations in
+    all variants, trackers, port.
 
     Raises:
         PolysomeError: what is wrong, where, and how to mend it.
     """
     from polysome.data.prepare import check_sources, preflight
     from polysome.data.tokenizer_files import local_tokenizer, tokenizer_fingerprint
+    from polysome.evaluation.run import check as check_evaluation
     from polysome.training.trackers import require_trackers
 
     if isinstance(config.tokenizer, str):
@@ -54,9 +59,11 @@ def check(config: PipelineConfig) -> None:
             for data, split, subsets in read:
                 for file in dataset(data).files(split, subsets):
                     files[data, split, file.uri] = (dataset(data), split, file)
-    if config.evaluation:
-        for task in config.evaluation.tasks:
-            need_task(task, config.evaluation.split, "evaluation.tasks", config.evaluation.subsets)
+    for variant, asking in config.evaluation.askings.items() if config.evaluation else ():
+        for task in asking.tasks:
+            need_task(task, asking.split, f"{asking_key(variant)}.tasks", asking.subsets)
+        asked = asking.model_dump(include=set(EvaluationSettings.model_fields))
+        check_evaluation(EvaluationConfig(name=asking_key(variant), model=_NOT_TRAINED_YET, **asked))
     preflight(list(files.values()))
     _check_model(config)
     if config.serving:
@@ -73,10 +80,13 @@ def changed_steps(config: PipelineConfig, folder: str) -> dict[str, list[str]]:
             earlier = runs.read_run(join(folder, name)).config
             if differing := [key for key, value in settings.items() if _known(earlier.get(key)) != _known(value)]:
                 found[name] = differing
-    tokenizer = config.model_dump(mode="json")["tokenizer"]
-    if exists(join(folder, "tokenizer")) and runs.read_run(folder).config.get("tokenizer") != tokenizer:
+    if exists(join(folder, "tokenizer")):
         # It is built into the run folder, where all prepared data go by it.
-        found["tokenizer"] = ["tokenizer"]
+        earlier, now = runs.read_run(folder).config, config.model_dump(mode="json")
+        if earlier.get("tokenizer") != now["tokenizer"]:
+            found["tokenizer"] = ["tokenizer"]
+        elif _worded(earlier.get("stages", {})) != _worded(now["stages"]):
+            found["tokenizer"] = ["data sets of the stages"]
     return found
 
 
@@ -100,9 +110,8 @@ def build_tokenizer(config: PipelineConfig, settings: BuiltTokenizer, folder: st
     from polysome.data.render import wordings
     from polysome.models.tokenizer import build_per_base_tokenizer
 
-    sources = [source.dataset for stage in config.stages.values() for source in stage.prepare.sources]
     texts = [CONCISE_SYSTEM_PROMPT, REASONING_SYSTEM_PROMPT]
-    texts += [text for name in dict.fromkeys(sources) for text in wordings(dataset(name))]
+    texts += [text for name in _worded(config.model_dump()["stages"]) for text in wordings(dataset(name))]
     build_per_base_tokenizer(folder, texts, **settings.model_dump())
 
 
@@ -126,9 +135,14 @@ def _planned(config: PipelineConfig) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield from prepare(f"{stage}-dev", item.dev)
                 starts = {} if position else {"model": config.model.model_dump(mode="json")}
                 yield trained[begun], {**item.train.model_dump(mode="json"), **starts}
-            if config.evaluation and config.evaluated(chain, stages, position):
-                settings = config.evaluation.model_dump(mode="json", include=set(EvaluationSettings.model_fields))
-                yield f"evaluate-{trained[begun]}", settings
+            for variant, asking in config.askings(chain, stages, position).items():
+                settings = asking.model_dump(mode="json", include=set(EvaluationSettings.model_fields))
+                yield evaluation_step(trained[begun], variant), settings
+
+
+def _worded(stages: Mapping[str, Any]) -> list[str]:
+    """The data sets whose wordings a vocabulary is built from, in order."""
+    return list(dict.fromkeys(source["dataset"] for item in stages.values() for source in item["prepare"]["sources"]))
 
 
 def _known(value: Any) -> Any:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from polysome.config import Config
 from polysome.data.config import PrepareSettings
@@ -63,11 +63,49 @@ class Reference(Config):
     source: str
 
 
-class PipelineEvaluation(EvaluationSettings):
-    """What is asked after each stage, and of whom."""
+class Asking(EvaluationSettings):
+    """What is asked, how, and after which stages."""
 
     after: list[str] | None = None
     """Stages of the main chain after which to evaluate; all when not given. Ablations are evaluated at their end."""
+
+
+class PipelineEvaluation(Asking):
+    """What is asked after each stage, and the other ways in which the same models are asked."""
+
+    variants: dict[Name, Asking] = {}
+    """Each says what differs from the evaluation, and has a run folder and a column of its own."""
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _the_rest_is_the_same(cls, variants: Any, info: ValidationInfo) -> Any:
+        if "tasks" not in info.data:
+            # The evaluation itself is refused; its variants would repeat that.
+            return {}
+        if not isinstance(variants, dict):
+            return variants
+        return {
+            name: {**info.data, **changes} if isinstance(changes, dict) else changes
+            for name, changes in variants.items()
+        }
+
+    @model_validator(mode="after")
+    def _variants_differ(self) -> "PipelineEvaluation":
+        for name in self.variants:
+            if not self.changes(name):
+                raise ValueError(f"variant {name!r} asks what the evaluation asks: name a setting that differs")
+        return self
+
+    @property
+    def askings(self) -> dict[str, Asking]:
+        """The evaluation itself, under no name, and its variants."""
+        return {"": self, **self.variants}
+
+    def changes(self, variant: str) -> dict[str, Any]:
+        """The settings of a variant that differ from the evaluation's."""
+        own = self.model_dump(mode="json", include=set(EvaluationSettings.model_fields))
+        other = self.variants[variant].model_dump(mode="json")
+        return {key: other[key] for key, value in own.items() if other[key] != value}
 
 
 class PipelineServing(ServeSettings):
@@ -129,10 +167,11 @@ class PipelineConfig(Config):
             if unknown or len(set(chain)) < len(chain) or not chain:
                 part = "chain" if name == MAIN else f"ablation {name!r}"
                 raise ValueError(f"{part} needs stages of {list(self.stages)}, each once, found {chain}")
-        if self.evaluation and self.evaluation.after:
-            unknown = [stage for stage in self.evaluation.after if stage not in self.chains[MAIN]]
+        askings = self.evaluation.askings if self.evaluation else {}
+        for name, asking in askings.items():
+            unknown = [stage for stage in asking.after or [] if stage not in self.chains[MAIN]]
             if unknown:
-                raise ValueError(f"evaluation.after names {unknown}, stages are {self.chains[MAIN]}")
+                raise ValueError(f"{asking_key(name)}.after names {unknown}, stages are {self.chains[MAIN]}")
         tasks = self.evaluation.tasks if self.evaluation else []
         if self.serving and self.serving.question_task not in tasks:
             raise ValueError(f"serving.question_task must be one of the evaluated tasks {tasks}")
@@ -149,10 +188,20 @@ class PipelineConfig(Config):
         """Name of the run that trains a stage of a chain first."""
         return stage if chain == MAIN else f"{chain}-{stage}"
 
-    def evaluated(self, chain: str, stages: Sequence[str], position: int) -> bool:
-        """Whether the model is evaluated after the stage at `position` of a chain."""
-        if self.evaluation is None:
-            return False
+    def askings(self, chain: str, stages: Sequence[str], position: int) -> dict[str, Asking]:
+        """How the model is evaluated after the stage at `position` of a chain, by variant; the evaluation itself
+        under no name."""
+        found = self.evaluation.askings if self.evaluation else {}
         if chain != MAIN:
-            return position == len(stages) - 1
-        return self.evaluation.after is None or stages[position] in self.evaluation.after
+            return found if position == len(stages) - 1 else {}
+        return {name: item for name, item in found.items() if item.after is None or stages[position] in item.after}
+
+
+def asking_key(variant: str) -> str:
+    """Where a recipe says how a variant, or under no name the evaluation itself, is asked."""
+    return f"evaluation.variants.{variant}" if variant else "evaluation"
+
+
+def evaluation_step(step: str, variant: str) -> str:
+    """Name of the run that evaluates what the run `step` trained; no other step has a dot in its name."""
+    return f"evaluate-{step}.{variant}" if variant else f"evaluate-{step}"

@@ -32,7 +32,7 @@ def markdown(config: PipelineConfig, report: "Report", record: runs.RunRecord, f
         f"Made by `{provenance.command()}` with Polysome {record.versions['polysome']}.",
         "",
     ]
-    lines += [report.markdown().rstrip(), "", *_ablation_lines(report, config)]
+    lines += [report.markdown().rstrip(), "", *_variant_lines(config), *_ablation_lines(report, config)]
     lines += [line for note in config.notes for line in (note, "")]
     lines += [*_learning_curves(steps), *_leaks(steps)]
     lines += ["## How it was made", "", "| step | what | seconds |", "| --- | --- | ---: |"]
@@ -65,8 +65,13 @@ def step_summary(step: runs.RunRecord) -> str:
 def step_title(chain: str, stages: Sequence[str]) -> str:
     """`after stage1+2`, or the ablation's name: how a column of the report is named."""
     if chain != MAIN:
-        return chain.replace("_", " ")
+        return words(chain)
     return "after " + "+".join([stages[0], *(stage.removeprefix("stage") for stage in stages[1:])])
+
+
+def words(name: str) -> str:
+    """A name of the recipe as a reader is told it."""
+    return name.replace("_", " ")
 
 
 def _excluded(sources: list[dict[str, Any]]) -> str:
@@ -75,6 +80,21 @@ def _excluded(sources: list[dict[str, Any]]) -> str:
     for source in sources:
         found.update(source["excluded"])
     return ", ".join(f"{count:,} (in {holder})" for holder, count in sorted(found.items())) or "0"
+
+
+def _variant_lines(config: PipelineConfig) -> list[str]:
+    """For each variant of the evaluation: what is asked otherwise."""
+    lines: list[str] = []
+    if config.evaluation is not None:
+        for variant in config.evaluation.variants:
+            changes = config.evaluation.changes(variant).items()
+            told = "; ".join(f"{key}: {_listed(value)}" for key, value in changes)
+            lines += [f"Columns ({words(variant)}) are asked otherwise than the rest: {told}.", ""]
+    return lines
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
 
 
 def _ablation_lines(report: "Report", config: PipelineConfig) -> list[str]:

@@ -123,6 +123,8 @@ def schemas() -> dict[str, Any]:
     stage = found["pipeline"]["$defs"]["PipelineStage"]
     stage["properties"] = {"like": _LIKE, **stage["properties"]}
     stage["anyOf"] = [{"required": stage.pop("required")}, {"required": ["like"]}]
+    # What a variant does not name is the evaluation's.
+    found["pipeline"]["$defs"]["Asking"].pop("required")
     found["dataset"] = Dataset.model_json_schema()
     return found
 

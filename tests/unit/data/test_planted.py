@@ -10,7 +10,9 @@ def records(rule, split="train", rows=300, seed=3):
     return list(planted.generate(f"planted://{rule}?rows={rows}&seed={seed}", split))
 
 
-@pytest.mark.parametrize("rule", ["promoter", "ncrna_family", "thermostability", "binding", "dna", "rna", "protein"])
+@pytest.mark.parametrize(
+    "rule", ["promoter", "ncrna_family", "thermostability", "binding", "description", "dna", "rna", "protein"]
+)
 def test_same_address_same_records_and_splits_differ(rule):
     assert records(rule) == records(rule)
     assert not {sequences for sequences, _ in records(rule)} & {sequences for sequences, _ in records(rule, "test")}
@@ -41,6 +43,16 @@ def test_binding_needs_both_molecules():
     # Neither molecule alone tells the label.
     for labels in found.values():
         assert 0.45 < labels.count("1") / len(labels) < 0.55
+
+
+def test_a_description_names_the_domains_that_are_there():
+    told = set()
+    for (protein,), label in records("description"):
+        carried = [domain in protein for domain in planted.BINDING_DOMAINS]
+        assert [name in label for name in planted.DOMAIN_NAMES] == carried
+        assert len(protein) == 30
+        told.add(label)
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize("address", ["planted://nothing?rows=3", "planted://promoter", "planted://promoter?rows=x"])

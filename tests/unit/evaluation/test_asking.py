@@ -1,8 +1,10 @@
 """An evaluation in this process with a fake engine: what is asked, kept, refused, measured and told."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tasks import labelled, rows_of
@@ -10,6 +12,7 @@ from tiny_tasks import labelled, rows_of
 from polysome.config import ConfigurationError, DataError, ResourceError, validate
 from polysome.evaluation import actors, run
 from polysome.evaluation.actors import ActorOptions, Answered, Answerer, Batch, Refusal, ask
+from polysome.evaluation.answers import read_answers
 from polysome.evaluation.baselines import Baselines, _read_and_fit
 from polysome.evaluation.config import EvaluationConfig
 from polysome.evaluation.questions import sample_key
@@ -197,6 +200,50 @@ def test_what_is_asked_follows_the_recipe_and_only_what_changed_is_asked_again(
         ("scores", "test"),
         ("scores", "dev"),
     }
+
+
+def test_replicas_are_drawn_apart_kept_apart_and_measured_together(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+) -> None:
+    class Wavering(FakeEngine):
+        """Says yes and no by the seed, and two of three times what is right."""
+
+        def __init__(self) -> None:
+            super().__init__("Yes.")
+            self.seeds: list[object] = []
+
+        def generate(self, conversations: Sequence[Conversation], **settings: Any) -> list[Generation]:
+            assert settings["temperature"] == 0.7
+            self.seeds.append(settings["seed"])
+            answers = []
+            for conversation in conversations:
+                sequence = conversation[-1]["content"].partition("<dna>")[2].partition("</dna>")[0]
+                asked[sequence] += 1
+                right = asked[sequence] % 3 != 0
+                answers.append("Yes." if (labelled("binary", sequence) == "1") == right else "No.")
+            return [Generation(text, 1, 1, "stop") for text in answers]
+
+    asked: Counter[str] = Counter()
+    name = declare("binary")
+    engine = Wavering()
+    in_process(engine)
+    once = evaluated(recipe(name, temperature=0.7), tmp_path)
+    assert (once.asked, once.tasks[0].measurement.n) == (48, 48)
+    thrice = evaluated(recipe(name, temperature=0.7, replicas=3), tmp_path)
+    assert (thrice.asked, thrice.reused) == (96, 48)
+    assert len(set(engine.seeds)) == len(engine.seeds)
+    assert Counter(line["replica"] for line in lines(tmp_path)) == {0: 48, 1: 48, 2: 48}
+    [result] = thrice.tasks
+    assert (result.measurement.n, result.measurement.value.value) == (48, 1)
+    assert any("3 answers to each question at temperature 0.7" in note and "66.7 %" in note for note in result.notes)
+    # What reports and comparisons read is what was measured.
+    [rows] = read_answers(thrice, str(tmp_path)).values()
+    assert all(row.strict == row.label and row.told in ("Yes.", "No.") for row in rows)
+    assert len(read_answers(once, str(tmp_path))[name]) == 48
+    with pytest.raises(ConfigurationError, match="set a temperature above 0"):
+        validate(EvaluationConfig, {"name": "x", "model": "m", "tasks": [name], "replicas": 3}, where="recipe")
 
 
 def test_scores_relative_to_the_question_without_molecules(

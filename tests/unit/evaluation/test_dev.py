@@ -24,7 +24,7 @@ class Told:
         self.tell = tell
         self.asked = 0
 
-    def generate(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Generation]:
+    def generate(self, conversations: Sequence[Conversation], *, max_new_tokens: int, **_: Any) -> list[Generation]:
         texts = [self.tell(conversation[-1]["content"]) for conversation in conversations]
         if None in texts:
             raise DataError("too long")

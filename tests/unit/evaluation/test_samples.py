@@ -55,6 +55,13 @@ def test_scores_and_errors_come_back_as_they_were_and_the_last_of_a_key_counts(t
         assert samples.known == {"key0": sample(0), "key1": scored}
 
 
+def test_a_line_from_before_there_were_replicas_is_the_first(tmp_path: Path) -> None:
+    content = {key: value for key, value in vars(sample(0)).items() if key != "replica"}
+    (tmp_path / SAMPLES_FILE).write_text(json.dumps(content) + "\n")
+    with SampleFile(str(tmp_path)) as samples:
+        assert samples.known == {"key0": sample(0)}
+
+
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / SAMPLES_FILE).write_text('{"key": 1}\n')
     with pytest.raises(DataError, match="line 1"):

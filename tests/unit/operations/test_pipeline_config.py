@@ -70,6 +70,10 @@ def test_chains_share_prepared_data_and_the_stages_that_they_begin_with(monkeypa
         ({"chain": ["first", "first"]}, "each once"),
         ({"ablations": {"varied": []}}, "ablation 'varied' needs stages"),
         ({"evaluation": {"tasks": ["planted_promoter"], "after": ["variant"]}}, "evaluation.after names"),
+        (
+            {"evaluation": {"tasks": ["planted_promoter"], "variants": {"late": {"tagged": True, "after": ["third"]}}}},
+            r"evaluation.variants.late.after names \['third'\]",
+        ),
     ],
 )
 def test_a_chain_of_stages_that_are_not_there_is_refused(changes, told):
@@ -96,6 +100,74 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_begins(changes, told,
     with pytest.raises(PolysomeError) as error:
         check(config)
     assert re.search(told, str(error.value)), str(error.value)
+
+
+ASKED = {"tasks": ["planted_promoter"], "limit": 9}
+
+
+def test_a_variant_is_the_evaluation_but_for_what_it_says():
+    variants = {"reasoning": {"prompt": "reasoning", "after": ["first"]}, "tagged": {"tagged": True, "limit": 5}}
+    config = recipe(seed=3, evaluation={**ASKED, "after": ["second"], "variants": variants})
+    assert config.evaluation is not None
+    assert config.evaluation.changes("reasoning") == {"prompt": "reasoning"}
+    assert config.evaluation.changes("tagged") == {"tagged": True, "limit": 5}
+    assert {asking.seed for asking in config.evaluation.askings.values()} == {3}
+    main, varied = config.chains["main"], config.chains["varied"]
+    assert list(config.askings("main", main, 0)) == ["reasoning"]
+    assert list(config.askings("main", main, 1)) == ["", "tagged"]
+    assert list(config.askings("varied", varied, 0)) == []
+    assert list(config.askings("varied", varied, 1)) == ["", "reasoning", "tagged"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ({"promt": "reasoning"}, "unknown key 'evaluation.variants.odd.promt', did you mean 'prompt'"),
+        ({"max_new_tokens": 0}, "evaluation.variants.odd.max_new_tokens: "),
+        ({"limit": 9, "after": ["first"]}, "variant 'odd' asks what the evaluation asks"),
+        ({"style": "closed_llm", "prompt": "reasoning"}, "evaluation.variants.odd: style 'closed_llm' brings"),
+        ("tagged", "evaluation.variants.odd: "),
+    ],
+)
+def test_what_is_wrong_with_a_variant_is_said_with_its_name(variant, told):
+    with pytest.raises(ConfigurationError) as error:
+        recipe(evaluation={**ASKED, "variants": {"odd": variant}})
+    assert told in error.value.what
+
+
+def test_a_variant_does_not_repeat_what_is_wrong_with_the_evaluation():
+    with pytest.raises(ConfigurationError) as error:
+        recipe(evaluation={"limit": 0, "variants": {"tagged": {"tagged": True}}})
+    assert "variants" not in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ({"tasks": ["planted_dna"]}, "evaluation.variants.odd.tasks"),
+        ({"wording": "conditioned"}, "conditioned"),
+        ({"sentiment": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_variant_that_cannot_be_asked_is_told_before_the_first_step(variant, told):
+    model = {"config": {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}}
+    config = recipe(evaluation={**ASKED, "variants": {"odd": variant}}, model=model, tokenizer={"vocabulary_size": 300})
+    with pytest.raises(PolysomeError, match=told):
+        check(config)
+
+
+def test_a_variant_that_changed_is_refused_and_a_new_one_is_not(tmp_path):
+    first = recipe(evaluation={**ASKED, "variants": {"tagged": {"tagged": True}}})
+    assert first.evaluation is not None
+    settings = first.evaluation.variants["tagged"].model_dump(mode="json", exclude={"after"})
+    name = "evaluate-second.tagged"
+    with runs.start(str(tmp_path), "evaluate", name, {**settings, "name": name, "model": "m"}, run_id=name):
+        pass
+    assert changed_steps(first, str(tmp_path)) == {}
+    more = {"tagged": {"tagged": True}, "reasoning": {"prompt": "reasoning"}}
+    assert changed_steps(recipe(evaluation={**ASKED, "variants": more}), str(tmp_path)) == {}
+    other = recipe(evaluation={**ASKED, "variants": {"tagged": {"tagged": True, "max_new_tokens": 7}}})
+    assert changed_steps(other, str(tmp_path)) == {name: ["max_new_tokens"]}
 
 
 def test_a_recipe_that_changes_a_step_that_stands_is_refused_before_anything_is_touched(tmp_path):
@@ -126,3 +198,8 @@ def test_a_vocabulary_that_prepared_data_go_by_is_not_built_anew(tmp_path):
     assert changed_steps(built, str(tmp_path / "run")) == {}
     other = recipe(tokenizer={"vocabulary_size": 300, "kmer": 3})
     assert changed_steps(other, str(tmp_path / "run")) == {"tokenizer": ["tokenizer"]}
+    stages = built.model_dump(mode="json")["stages"]
+    stages["second"]["prepare"]["sources"] = [{"dataset": "planted_rna"}]
+    assert changed_steps(recipe(tokenizer={"vocabulary_size": 300}, stages=stages), str(tmp_path / "run")) == {
+        "tokenizer": ["data sets of the stages"]
+    }

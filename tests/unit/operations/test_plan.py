@@ -184,6 +184,20 @@ def test_unreachable_model_says_what_to_do(tmp_path: Path) -> None:
     assert "config.json" in told.value.fix
 
 
+RECIPES = sorted((Path(__file__).parents[3] / "jobs" / "recipes").rglob("*.yaml"))
+LATER_STAGES = ("stage2.yaml", "stage3.yaml")
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.name != "base.yaml"], ids=lambda path: path.stem)
+def test_every_recipe_can_be_planned(path: Path) -> None:
+    needed = [f"model.path={LLAMA}"] if path.name in LATER_STAGES else []
+    recipe = load_recipe(path, needed)
+    made = make_plan(recipe, Options(gpu="A100-40G", rows={"": 100_000}, tokens_per_row={"": 500}))
+    chains = recipe.config.model_dump()["ablations"].values()
+    assert {stage for chain in chains for stage in chain} <= {stage.config.name for stage in made.stages}
+    assert all(stage.updates for stage in made.stages)
+
+
 def test_unknown_data_leaves_the_totals_open(tiny: str) -> None:
     made = make_plan(load_recipe(tiny, ["max_updates=null", "epochs=1"]), Options())
     assert made.stages[0].updates is None

@@ -290,12 +290,50 @@ def test_an_ablation_changes_one_thing_of_the_pipeline(name, chains, preset):
             assert settings == original
 
 
-def test_the_reasoning_prompt_is_asked_of_the_tasks_that_the_pipeline_measures():
+@pytest.mark.parametrize("preset", ["paper", "reference_script", "tiny"])
+def test_the_stage_3_model_is_asked_concisely_and_with_the_reasoning_prompt(preset):
     """A-143; the two tasks without reasoning rows are among them (A-82)."""
-    config = load_recipe(FOLDER / "ablations" / "a143_reasoning_prompt.yaml", ["model=exported"], job="evaluate").config
-    evaluation = load("pipeline.yaml").evaluation
+    whole, config = (
+        load(name, f"preset={preset}") for name in ("pipeline.yaml", "ablations/a143_reasoning_prompt.yaml")
+    )
+    assert whole.evaluation is not None
+    assert config.evaluation is not None
+    assert (config.stages, config.evaluation.after) == (whole.stages, ["stage3"])
+    asked = config.evaluation.variants["reasoning"]
+    tokens = 64 if preset == "tiny" else 1024
+    assert config.evaluation.changes("reasoning") == {"prompt": "reasoning", "max_new_tokens": tokens}
+    assert asked.tasks == whole.evaluation.tasks
+    assert preset == "tiny" or {"antibody_antigen", "rna_protein_interaction"} <= set(asked.tasks)
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference_script", "tiny"])
+def test_models_trained_with_and_without_tags_are_asked_with_and_without(preset):
+    """A-145."""
+    config = load("ablations/a145_tags.yaml", f"preset={preset}")
+    assert config.evaluation is not None
+    tagged, untagged = config.stages["stage2"], config.stages["stage2_untagged"]
+    assert config.chains == {"main": ["stage1", "stage2"], "trained_without_tags": ["stage1", "stage2_untagged"]}
+    assert (tagged.prepare.task_tag.fraction, untagged.prepare.task_tag.fraction) == (0.3, 0)
+    assert untagged.prepare.model_dump(exclude={"task_tag"}) == tagged.prepare.model_dump(exclude={"task_tag"})
+    assert untagged.train == tagged.train
+    assert config.evaluation.changes("asked_with_tag") == {"tagged": True}
+    assert not config.evaluation.tagged
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference_script", "tiny"])
+def test_transfer_trains_on_1000_rows_of_each_task_and_measures_their_tests_by_rouge_l(preset):
+    """A-146."""
+    config = load("ablations/a146_mol_instructions.yaml", f"preset={preset}")
+    transfer, evaluation = config.stages["transfer"].prepare, config.evaluation
     assert evaluation is not None
-    asked = config.model_dump()
-    assert asked["tasks"] == evaluation.tasks
-    assert asked["prompt"] == "reasoning"
-    assert {"antibody_antigen", "rna_protein_interaction"} <= set(asked["tasks"])
+    assert config.chains == {"main": ["stage1", "stage2", "stage3", "transfer"]}
+    assert (evaluation.after, evaluation.split) == (["transfer"], "test")
+    assert [source.dataset for source in transfer.sources] == evaluation.tasks
+    assert [item.dataset for item in transfer.exclude] == evaluation.tasks
+    assert {source.prompt for source in transfer.sources} == {evaluation.prompt}
+    tasks = [dataset(name).task for name in evaluation.tasks]
+    assert {task.metric for task in tasks if task} == {"rouge_l"}
+    if preset != "tiny":
+        assert [(source.split, source.limit) for source in transfer.sources] == [("train", 1000)] * 4
+        assert all(name.startswith("mol_instructions_") for name in evaluation.tasks)
+        assert evaluation.max_new_tokens >= 512
