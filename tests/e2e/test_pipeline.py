@@ -65,6 +65,9 @@ def test_a_killed_pipeline_goes_on_and_finishes(tmp_path, isolated_environment):
     report = (runs / "tiny/report.md").read_text()
     for column in ("majority", "k-mer", "after stage1+2"):
         assert column in report
+    pages = [runs / "tiny" / step / "report.html" for step in (".", "evaluate-stage2")]
+    assert all("Worst samples" in page.read_text() for page in pages)
+    assert (runs / "tiny/evaluate-stage2/baselines").is_dir()
     assert f"http://127.0.0.1:{port}/v1/chat/completions" in done.stdout
     record = json.loads((runs / "tiny/run.json").read_text())
     assert record["results"]["served"]["question"].startswith("<dna>")

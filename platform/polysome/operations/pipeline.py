@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from polysome.config import ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
-from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, EvaluationSettings
+from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
 from polysome.operations.pipeline_check import build_tokenizer
@@ -29,7 +29,6 @@ from polysome.training.config import StageConfig
 if TYPE_CHECKING:
     from polysome.evaluation.baselines import Baselines
     from polysome.evaluation.report import Report
-    from polysome.evaluation.run import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ class _Pipeline:
     def __init__(self, config: PipelineConfig, run: Run, announce: jobs.Announce) -> None:
         self.config, self.folder, self.id, self.run_record = config, run.folder, run.id, run
         self.announce = announce
-        self.evaluations: dict[str, Evaluation] = {}
+        self.evaluations: dict[str, str] = {}
+        """Run folders by the title of their column."""
         self.prepared: dict[str, Run] = {}
         """By settings."""
         self.trained: dict[tuple[str, ...], tuple[str, str]] = {}
@@ -135,8 +135,6 @@ class _Pipeline:
         return str(step.record.results["export"])
 
     def _evaluate(self, name: str, title: str, export: str) -> None:
-        from polysome.evaluation.run import read_evaluation
-
         assert self.config.evaluation is not None
         settings = self.config.evaluation.model_dump(include=set(EvaluationSettings.model_fields))
         config = EvaluationConfig(name=f"evaluate-{name}", model=export, **settings)
@@ -151,7 +149,7 @@ class _Pipeline:
             shared=self.folder,
         )
         self.announce(f"  {_step_summary(step.record)}")
-        self.evaluations[title] = read_evaluation(step.folder)
+        self.evaluations[title] = step.folder
 
     def _baselines(self) -> "dict[str, Baselines]":
         """Those that the evaluations kept; fitted here where nothing was evaluated."""
@@ -169,23 +167,30 @@ class _Pipeline:
             seed=settings.seed,
             resamples=settings.resamples,
             chosen=settings.baselines,
-            cache=join(self.folder, BASELINES_FILE),
+            cache=self.folder,
         )
         self.announce(f"  {len(found)} tasks in {time.monotonic() - started:.0f} s")
         return found
 
     def _report(self, baselines: "dict[str, Baselines]") -> None:
-        """Print the table; write it as Markdown into the run folder, and where the recipe says."""
+        """Print the table; write it as Markdown and as a page into the run folder, and as Markdown where the recipe
+        says."""
+        from polysome.evaluation.page import REPORT_FILE, read_subject, write_page
         from polysome.evaluation.report import Published, table
 
+        subjects = [read_subject(folder, title) for title, folder in self.evaluations.items()]
+        evaluations = {subject.name: subject.evaluation for subject in subjects}
         published = [Published(item.dataset, item.system, item.value, item.source) for item in self.config.references]
-        report = table(self.evaluations, baselines, published=published)
+        report = table(evaluations, baselines, published=published)
         self.announce(report.rich(self.config.name))
         text = self._markdown(report)
         for path in [join(self.folder, "report.md"), *([self.config.report] if self.config.report else [])]:
             with open_atomic(path, "w") as handle:
                 handle.write(text)
             self.announce(f"report: {path}")
+        page = join(self.folder, REPORT_FILE)
+        write_page(page, subjects, title=self.config.name, command=provenance.command(), baselines=baselines)
+        self.announce(f"report: {page}")
 
     def _markdown(self, report: "Report") -> str:
         record = self.run_record.record
