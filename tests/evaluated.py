@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from polysome.data.render import answer
 from polysome.evaluation.baselines import Baselines
@@ -58,11 +59,14 @@ def write_evaluation(
     with SampleFile(str(folder)) as samples:
         samples.append([_sample(item, say, generator) for task in planned for item in task.asked])
         known = dict(samples.known)
+    baselines = {task.spec.name: _baselines(task) for task in planned}
+    for item in baselines.values():
+        item.write_predictions(str(folder))
     evaluation = Evaluation(
         name=name,
         model=f"models/{name}",
         model_fingerprint=model,
-        tasks=tuple(outcome(task, known, config, _baselines(task)) for task in planned),
+        tasks=tuple(outcome(task, known, config, baselines[task.spec.name]) for task in planned),
         asked=len(known),
         reused=0,
         seconds=1.5,
@@ -104,5 +108,7 @@ def _sample(item: Question, say: Say, generator: np.random.Generator) -> Sample:
 
 def _baselines(planned: PlannedTask) -> Baselines:
     labels = planned.labels
-    constant = measure(planned.task, labels, [labels[0]] * len(labels), seed=0, resamples=100, parsed=False)
-    return Baselines(planned.spec.name, {"majority": constant}, train_rows=100, removed_rows=3)
+    told = [labels[0]] * len(labels)
+    constant = measure(planned.task, labels, told, seed=0, resamples=100, parsed=False)
+    predictions = pa.table({"id": planned.rows.table["id"], "majority": told})
+    return Baselines(planned.spec.name, {"majority": constant}, 100, 3, predictions=predictions)

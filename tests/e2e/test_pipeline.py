@@ -68,6 +68,9 @@ def test_a_killed_pipeline_goes_on_and_finishes(tmp_path, isolated_environment):
     for column in ("majority", "k-mer", "after stage1+2 |", "after stage1+2 (tagged) |"):
         assert column in report
     assert "Columns (tagged) are asked otherwise than the rest: limit: 6; tagged: true." in report
+    pages = [runs / "tiny" / step / "report.html" for step in (".", "evaluate-stage2")]
+    assert all("Worst samples" in page.read_text() for page in pages)
+    assert (runs / "tiny/evaluate-stage2/baselines").is_dir()
     assert f"http://127.0.0.1:{port}/v1/chat/completions" in done.stdout
     record = json.loads((runs / "tiny/run.json").read_text())
     assert record["results"]["served"]["question"].startswith("<dna>")

@@ -1,4 +1,4 @@
-"""`polysome report`, `compare` and `datasets export-harness` for people, for programs, and their errors."""
+"""`polysome report`, `compare`, `grade` and `datasets export-harness` for people, for programs, and their errors."""
 
 import json
 from pathlib import Path
@@ -56,6 +56,14 @@ def test_a_comparison_is_printed_and_told_as_json(runs: Path, capsys: pytest.Cap
     assert rows[0]["first"] == "good"
 
 
+def test_a_run_is_compared_with_its_baseline(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = told(
+        capsys, "compare", "good", "--baseline", "majority", "--runs", str(runs), "--resamples", "200", "--json"
+    )
+    assert code == 0
+    assert {(row["first"], row["second"]) for row in json.loads(out)["rows"]} == {("good", "majority")}
+
+
 def test_tasks_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = told(
         capsys,
@@ -81,6 +89,9 @@ def test_tasks_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (("compare", "good", "poor", "--runs", "RUNS", "--style", "scored"), "no scored values in good"),
         (("datasets", "export-harness", "RUNS", "--tasks", "core_promotor"), "did you mean 'core_promoter'"),
         (("datasets", "export-harness", "RUNS", "--tasks", "planted_promoter", "--split", "tets"), "no split 'tets'"),
+        (("compare", "good", "--baseline", "best", "--runs", "RUNS"), "no baseline 'best'; there is majority"),
+        (("grade", "good", "--runs", "RUNS"), "no grader is named"),
+        (("grade", "good", "--runs", "RUNS", "--rule"), "no answer in free text"),
         (("report", "good", "--runs", "RUNS", "--html", "x.html", "--audit", "absent.md"), "cannot read the audit"),
     ],
 )

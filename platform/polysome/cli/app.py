@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from polysome.cli import datasets, evaluate, evaluation, plan, tokens
+from polysome.cli import datasets, evaluate, evaluation, grade, plan, tokens
 from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
@@ -115,6 +115,7 @@ _add_job("train", "train", "Train one stage on a prepared folder.")
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluation.report)
 app.command("compare")(evaluation.compare)
+app.command("grade")(grade.grade)
 datasets.app.command("export-harness")(evaluation.export_harness)
 _add_job("run", None, "Run any recipe, whatever its job.")
 

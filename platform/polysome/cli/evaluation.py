@@ -41,7 +41,7 @@ def report(
     from polysome.operations import provenance
     from polysome.storage import open_atomic
 
-    folders = _folders(evaluations, runs)
+    folders = evaluation_folders(evaluations, runs)
     shown = table({name: read_evaluation(folder) for name, folder in folders.items()})
     heading = title or _last(evaluations[0])
     command = provenance.command()
@@ -70,6 +70,10 @@ def report(
 
 def compare(
     evaluations: RunsArgument,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", help="Also compare with this baseline, e.g. kmer, of the first run; may repeat."),
+    ] = None,
     style: Annotated[str, typer.Option("--style", help="How answers are read: strict, official or scored.")] = "strict",
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Of the paired bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Of the paired bootstrap.")] = 42,
@@ -77,21 +81,24 @@ def compare(
     runs: RunsOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluations of the same rows: paired differences with intervals, Holm-corrected over all tasks."""
+    """Compare evaluations, and baselines, on the same rows: paired differences, Holm-corrected over all tasks."""
     from polysome.evaluation import compare as comparison
     from polysome.operations import provenance
     from polysome.storage import open_atomic
 
     if style not in STYLES:
         raise ConfigurationError(f"no style {style!r}", where="--style", fix=f"choose one of {', '.join(STYLES)}")
-    folders = _folders(evaluations, runs)
+    folders = evaluation_folders(evaluations, runs)
     contestants = [comparison.read_contestant(folder, name, style) for name, folder in folders.items()]  # type: ignore[arg-type]
+    first = next(iter(folders.values()))
+    contestants += [comparison.read_baseline(contestants[0], first, name) for name in baseline or []]
     if not as_json and sys.stderr.isatty():
         print("resampling", file=sys.stderr)
     found = comparison.compare(contestants, resamples=resamples, seed=seed)
     if markdown:
+        names = " against ".join(item.name for item in contestants)
         with open_atomic(markdown, "w") as handle:
-            handle.write(f"# {' against '.join(folders)}\n\nMade by `{provenance.command()}`.\n\n{found.markdown()}")
+            handle.write(f"# {names}\n\nMade by `{provenance.command()}`.\n\n{found.markdown()}")
     if as_json:
         print_json({"evaluations": folders, **found.to_json()})
         return
@@ -148,7 +155,7 @@ def export_harness(
     )
 
 
-def _folders(given: list[str], runs: str) -> dict[str, str]:
+def evaluation_folders(given: list[str], runs: str) -> dict[str, str]:
     """Folders of evaluations by the name that each is told by; of a pipeline all its evaluations, oldest first."""
     from polysome.evaluation.results import RESULTS_FILE
     from polysome.operations.runs import list_steps

@@ -1,32 +1,32 @@
 """Answers: a finished evaluation and its `samples.jsonl` in, every row's label, readings and scores out.
 
 The file is read once, line by line; of a text no more is kept than is shown, so that 100,000 answers fit in memory.
+Some answers of each task, the same ones in every evaluation of the same rows, are kept whole.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import fsspec
 import numpy as np
 
-from polysome.config import DataError
-from polysome.data.render import messages
+from polysome.data.reasoning import check
+from polysome.data.render import choose, messages
 from polysome.evaluation.measure import measure, predictions_of
 from polysome.evaluation.parsers import Parser, Prediction, parser
 from polysome.evaluation.prompts import CLOSED_LLM_SYSTEM_PROMPT
 from polysome.evaluation.questions import sample_key
 from polysome.evaluation.replicas import vote
 from polysome.evaluation.results import Evaluation, TaskResult
-from polysome.evaluation.samples import SAMPLES_FILE
+from polysome.evaluation.samples import SAMPLES_FILE, Sample, read_samples
 from polysome.specs import Task, Value, dataset
 from polysome.storage import exists, fingerprint, join
 
 TEXT = 320
 """Letters kept of a question or an answer."""
+WHOLE = 200
+"""Answers of a task that are kept whole, about."""
 _SHOWN_SEQUENCE = 48
 _UNSAID = "(scored, not asked in words)"
 _MOLECULE = re.compile(r"<(dna|rna|protein)>([^<>]*)</?\1>")
@@ -50,119 +50,125 @@ class Answered:
     error: str | None
     group: int | None
     """Leakage group."""
+    whole: str | None = None
+    """The answer unabridged, of rows that were drawn for it."""
+    false_claims: tuple[str, ...] | None = None
+    """Of the claims in the answer that can be checked (A-84) those that do not hold; None: there is no such claim."""
 
 
-def read_answers(evaluation: Evaluation, folder: str) -> dict[str, list[Answered]]:
-    """The rows of every task, by data set, in the order in which they were first written; empty without a file.
-
-    A folder may hold answers of other settings too. An answer in words belongs by its key; of several scores of one row
-    the last counts. A task whose answers do not give the results' rows and values is left out.
+def own_samples(evaluation: Evaluation, folder: str) -> Iterator[Sample]:
+    """The samples of the evaluation's tasks and split, in the order in which they were written; of answers in words,
+    those whose key is the evaluation's, as a folder may hold answers of other settings too. Empty without a file.
 
     Raises:
         DataError: a line of the samples is not one.
     """
     url = join(folder, SAMPLES_FILE)
     if not exists(url):
-        return {}
+        return
+    fingerprints = {result.dataset: _fingerprint(result.dataset) for result in evaluation.tasks}
+    for sample in read_samples(url):
+        if sample.dataset not in fingerprints or sample.split != evaluation.settings["split"]:
+            continue
+        if sample.mode == "scores" or (
+            sample.replica < evaluation.settings.get("replicas", 1)
+            and sample.key == _key(evaluation, fingerprints[sample.dataset], sample)
+        ):
+            yield sample
+
+
+def read_answers(evaluation: Evaluation, folder: str) -> dict[str, list[Answered]]:
+    """The rows of every task, by data set, in the order in which they were first written; empty without a file.
+
+    Of several scores of one row the last counts. A task whose answers do not give the results' rows and values is left
+    out.
+
+    Raises:
+        DataError: a line of the samples is not one.
+    """
     results = {result.dataset: result for result in evaluation.tasks}
-    specs = {name: _Spec.of(name) for name in results}
-    texts: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {name: {} for name in results}
-    replicas = evaluation.settings.get("replicas", 1)
-    scored: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in results}
-    for number, sample in _lines(url):
-        try:
-            name = sample["dataset"]
-            if name not in results or sample["split"] != evaluation.settings["split"]:
-                continue
-            if sample["mode"] == "scores":
-                scored[name][sample["id"]] = _kept(sample, specs[name].task, None)
-            elif sample.get("replica", 0) < replicas and sample["key"] == _key(evaluation, specs[name], sample):
-                kept = _kept(sample, specs[name].task, specs[name].parsers)
-                texts[name].setdefault(sample["id"], {})[sample.get("replica", 0)] = kept
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"not a sample: {error!r}", where=f"{url}, line {number}", fix="evaluate again into a new folder"
-            ) from error
+    readers = {name: _Reader.of(name, result.measurement.n) for name, result in results.items()}
+    texts: dict[str, dict[str, dict[int, Answered]]] = {name: {} for name in results}
+    scored: dict[str, dict[str, Answered]] = {name: {} for name in results}
+    for sample in own_samples(evaluation, folder):
+        read = readers[sample.dataset].read(sample)
+        if sample.mode == "scores":
+            scored[sample.dataset][sample.id] = read
+        else:
+            texts[sample.dataset].setdefault(sample.id, {})[sample.replica] = read
     found = {}
     for name, result in results.items():
-        told = [_together(specs[name].task, several) for several in texts[name].values()]
-        rows = [
-            Answered(**{**kept, "scores": scored[name].get(kept["id"], kept)["scores"]})
-            for kept in (told if result.styles else scored[name].values())
-        ]
-        if rows and not result.styles:
-            rows = _scored_alone(specs[name].task, rows)
-        if rows and _gives(specs[name].task, rows, result):
+        task = readers[name].task
+        rows = list(scored[name].values())
+        if result.styles:
+            voted = [_voted(task, replicas) for replicas in texts[name].values()]
+            rows = [replace(row, scores=scored[name].get(row.id, row).scores) for row in voted]
+        elif rows:
+            rows = _scored_alone(task, rows)
+        if rows and _gives(task, rows, result):
             found[name] = rows
     return found
 
 
 @dataclass(frozen=True)
-class _Spec:
+class _Reader:
     """What is needed of a task to read its samples."""
 
     task: Task
-    fingerprint: str
-    parsers: tuple[Parser, Parser]
+    strict: Parser
+    official: Parser
+    share: float
+    """Of the rows, whose answers are kept whole."""
 
     @classmethod
-    def of(cls, name: str) -> "_Spec":
-        spec = dataset(name)
-        assert spec.task is not None, f"{name} has no task"
-        read = (parser(spec.task), parser(spec.task, style="official"))
-        return cls(spec.task, fingerprint(spec.model_dump(mode="json")), read)
+    def of(cls, name: str, rows: int) -> "_Reader":
+        task = dataset(name).task
+        assert task is not None, f"{name} has no task"
+        return cls(task, parser(task), parser(task, style="official"), WHOLE / max(1, rows))
+
+    def read(self, sample: Sample) -> Answered:
+        told = sample.model_output
+        molecules = {f"{place}": sequence for place, (_, sequence) in enumerate(_MOLECULE.findall(sample.input))}
+        claims = check(told, molecules) if told is not None else []
+        return Answered(
+            id=sample.id,
+            label=sample.reference or "" if self.task.label.kind == "generation" else sample.label,
+            strict=None if told is None else self.strict(told),
+            official=None if told is None else self.official(told),
+            scores=sample.scores,
+            asked=clipped(_MOLECULE.sub(_shortened, sample.input)),
+            told=None if told is None else clipped(told),
+            error=sample.error,
+            group=sample.group,
+            whole=told if choose(sample.id, 0, "whole") < self.share else None,
+            false_claims=tuple(claim.text for claim in claims if not claim.holds) if claims else None,
+        )
 
 
-def _key(evaluation: Evaluation, spec: _Spec, sample: Mapping[str, Any]) -> str:
+def _fingerprint(name: str) -> str:
+    return fingerprint(dataset(name).model_dump(mode="json"))
+
+
+def _key(evaluation: Evaluation, task: str, sample: Sample) -> str:
     """The key of an answer in words of this evaluation."""
-    settings, asked = evaluation.settings, sample["input"]
+    settings, asked = evaluation.settings, sample.input
     if settings["style"] == "closed_llm":
         told = [{"role": "system", "content": CLOSED_LLM_SYSTEM_PROMPT}, {"role": "user", "content": asked}]
     else:
         told = messages(settings["prompt"] if settings["style"] == "chat" else "none", asked)
     model, adapter = evaluation.model_fingerprint, evaluation.adapter_fingerprint
     whole = model if adapter is None else fingerprint([model, adapter])
-    return sample_key(spec.fingerprint, sample["id"], whole, told, settings["decoding"], sample.get("replica", 0))
+    return sample_key(task, sample.id, whole, told, settings["decoding"], sample.replica)
 
 
-def _lines(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with fsspec.open(url, "rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.endswith(b"\n"):
-                # A torn last line of a run that was killed counts as not written.
-                return
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"not JSON: {error}", where=f"{url}, line {number}", fix="remove that line and evaluate again"
-                ) from error
-
-
-def _kept(sample: Mapping[str, Any], task: Task, readers: tuple[Parser, Parser] | None) -> dict[str, Any]:
-    told = sample["model_output"]
-    strict, official = (None, None) if told is None or readers is None else (read(told) for read in readers)
-    return {
-        "id": sample["id"],
-        "label": sample["reference"] if task.label.kind == "generation" else tuple(sample["label"]),
-        "strict": strict,
-        "official": official,
-        "asked": clipped(_MOLECULE.sub(_shortened, sample["input"])),
-        "told": None if told is None else clipped(told),
-        "scores": None if sample["scores"] is None else tuple(sample["scores"]),
-        "error": sample["error"],
-        "group": sample["group"],
-    }
-
-
-def _together(task: Task, replicas: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+def _voted(task: Task, replicas: Mapping[int, Answered]) -> Answered:
     """One row of its replicas: their vote, told in the words of the first that says it."""
     several = [replicas[number] for number in sorted(replicas)]
     if len(several) == 1:
         return several[0]
-    strict, official = (vote(task, [kept[style] for kept in several]) for style in ("strict", "official"))
-    shown = next((kept for kept in several if kept["strict"] == strict), several[0])
-    return {**shown, "strict": strict, "official": official}
+    strict = vote(task, [row.strict for row in several])
+    shown = next((row for row in several if row.strict == strict), several[0])
+    return replace(shown, strict=strict, official=vote(task, [row.official for row in several]))
 
 
 def _gives(task: Task, rows: Sequence[Answered], result: TaskResult) -> bool:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from polysome.config import DataError
@@ -23,13 +25,17 @@ from polysome.evaluation.parsers import Prediction
 from polysome.evaluation.reading import labels_of, read_rows
 from polysome.evaluation.targets import target_of
 from polysome.specs import Dataset, Split, Task, Value, dataset
-from polysome.storage import exists, fingerprint, read_json, write_json
+from polysome.storage import exists, fingerprint, join, open_atomic, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 TRAIN_ROWS = 100_000
 """More training rows are not fitted on."""
 CNN_SECONDS = 900.0
+BASELINES_FILE = "baselines.json"
+"""Keeps baselines, which follow from the data alone, from one evaluation to the next."""
+BASELINES_FOLDER = "baselines"
+"""Holds what baselines say of every row, `<data set>.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,15 @@ class Baselines:
     """The chosen C or alpha, by baseline."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    predictions: pa.Table | None = None
+    """What they say of the evaluated rows: `id`, and a column per baseline, decoded labels (list of float64) or text;
+    not in the JSON."""
+
+    def write_predictions(self, folder: str) -> None:
+        """Write `predictions` below a folder or URL, whole or not at all; nothing where there are none."""
+        if self.predictions is not None:
+            with open_atomic(_predictions_file(folder, self.dataset)) as handle:
+                pq.write_table(self.predictions, handle, compression="zstd")
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
@@ -60,10 +75,27 @@ class Baselines:
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Baselines":
+    def from_json(cls, content: Mapping[str, Any], predictions: pa.Table | None = None) -> "Baselines":
         """The baselines that `to_json` wrote."""
         measurements = {name: Measurement.from_json(item) for name, item in content["measurements"].items()}
-        return cls(**{**content, "measurements": measurements, "notes": tuple(content["notes"])})
+        notes = tuple(content["notes"])
+        return cls(**{**content, "measurements": measurements, "notes": notes, "predictions": predictions})
+
+
+def read_predictions(folder: str, name: str) -> pa.Table | None:
+    """What `write_predictions` wrote of a data set; None where there is nothing.
+
+    Raises:
+        DataError: the file is no Parquet.
+    """
+    url = _predictions_file(folder, name)
+    if not exists(url):
+        return None
+    try:
+        with fsspec.open(url, "rb") as handle:
+            return pq.read_table(handle)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"not Parquet: {error}", where=url, fix="remove the file and evaluate again") from error
 
 
 def baselines(
@@ -102,9 +134,13 @@ def baselines(
     train = train.filter(pa.array(kept))
     labels, test_labels = labels_of(spec, train), labels_of(spec, test)
     subsets = test["subset"].to_pylist()
+    kind = pa.string() if task.label.kind == "generation" else pa.list_(pa.float64())
+    columns: dict[str, Any] = {}
+    found: dict[str, Measurement] = {}
 
-    def measured(predictions: Sequence[Prediction], scores: NDArray[np.float64] | None = None) -> Measurement:
-        return measure(
+    def measured(name: str, predictions: Sequence[Prediction], scores: NDArray[np.float64] | None = None) -> None:
+        columns[name] = pa.array(predictions, kind)
+        found[name] = measure(
             task,
             test_labels,
             predictions,
@@ -116,14 +152,14 @@ def baselines(
             subsets=subsets,
         )
 
-    found = {
-        name: measured([value] * test.num_rows) for name, value in _constants(task, labels).items() if name in chosen
-    }
+    for name, value in _constants(task, labels).items():
+        if name in chosen:
+            measured(name, [value] * test.num_rows)
     told = _fitted(spec, train, test, dev, chosen, seed) if len(set(labels)) > 1 else {}
     target = target_of(task)
     for name, item in told.items():
         assert target is not None
-        found[name] = measured(target.decode(item.outputs, item.threshold), target.scores(item.outputs))
+        measured(name, target.decode(item.outputs, item.threshold), target.scores(item.outputs))
     return Baselines(
         spec.name,
         {name: found[name] for name in BASELINES if name in found},
@@ -132,6 +168,7 @@ def baselines(
         regularisation={name: item.regularisation for name, item in told.items() if item.regularisation},
         seconds=time.monotonic() - started,
         notes=() if len(set(labels)) > 1 else ("all training labels are the same: nothing was fitted",),
+        predictions=pa.table({"id": test["id"], **columns}),
     )
 
 
@@ -155,7 +192,8 @@ def run_baselines(
 
     Args:
         groups: leakage groups of the rows of `split`, by data set.
-        cache: JSON file of what was found before; it is made, and brought up to date task by task.
+        cache: folder that keeps what was found before, in `BASELINES_FILE` and `BASELINES_FOLDER`; they are made, and
+            brought up to date task by task.
 
     Raises:
         ResourceError: no cluster is connected, or a local one without a CPU.
@@ -163,7 +201,8 @@ def run_baselines(
     import ray
 
     require_capacity("a baseline", cpus=1, where="baselines", fix="give the local Ray a CPU")
-    known = read_json(cache) if cache and exists(cache) else {}
+    file = join(cache, BASELINES_FILE) if cache else ""
+    known = read_json(file) if cache and exists(file) else {}
     remote: Any = ray.remote(num_cpus=1)(_read_and_fit)
     calls, keys, found = {}, {}, {}
     for name in names:
@@ -171,8 +210,9 @@ def run_baselines(
         # Groups follow from the rows.
         settings = [split, subsets, limit, seed, resamples, sorted(chosen)]
         keys[name] = fingerprint([spec.model_dump(mode="json"), settings])
-        if known.get(name, {}).get("key") == keys[name]:
-            found[name] = Baselines.from_json(known[name]["baselines"])
+        predictions = read_predictions(cache, name) if cache and known.get(name, {}).get("key") == keys[name] else None
+        if predictions is not None:
+            found[name] = Baselines.from_json(known[name]["baselines"], predictions)
         else:
             calls[name] = remote.remote(spec, split, subsets, limit, seed, resamples, tuple(chosen), own)
     for name, call in calls.items():
@@ -186,8 +226,10 @@ def run_baselines(
             found[name] = Baselines(name, {}, notes=(f"none, {cause.what}",))
             continue
         if cache:
+            # What the record speaks of stands before the record.
+            found[name].write_predictions(cache)
             known[name] = {"key": keys[name], "baselines": found[name].to_json()}
-            write_json(cache, known)
+            write_json(file, known)
     return {name: found[name] for name in names}
 
 
@@ -260,6 +302,10 @@ def _constants(task: Task, labels: Sequence[Value | str]) -> dict[str, Predictio
         ]
         found["constant"] = (float(grid[int(np.nanargmax(reached))]),)
     return found
+
+
+def _predictions_file(folder: str, name: str) -> str:
+    return join(folder, BASELINES_FOLDER, f"{name}.parquet")
 
 
 def _unseen(train: pa.Table, test: pa.Table) -> NDArray[np.bool_]:

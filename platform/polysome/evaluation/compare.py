@@ -11,12 +11,14 @@ import numpy as np
 from polysome.config import ConfigurationError, DataError
 from polysome.evaluation import statistics
 from polysome.evaluation.answers import Answered, label_of_scores, read_answers
-from polysome.evaluation.measure import SCALE, Style
+from polysome.evaluation.baselines import BASELINES_FOLDER, read_predictions
+from polysome.evaluation.measure import SCALE, Measurement, Style
 from polysome.evaluation.measure import compare as paired
 from polysome.evaluation.parsers import Prediction
 from polysome.evaluation.report import omics_groups, title_of
 from polysome.evaluation.results import Evaluation, TaskResult, read_evaluation
 from polysome.specs import dataset
+from polysome.storage import join
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,12 +29,20 @@ _MUST_AGREE = ("split", "subsets", "limit", "seed")
 
 @dataclass(frozen=True)
 class Contestant:
-    """An evaluation and its answers, under the name that it is told by, and how the answers are read."""
+    """An evaluation and its answers, under the name that it is told by, and how the answers are read; or a baseline of
+    that evaluation, whose predictions stand in the place of what was read."""
 
     name: str
     evaluation: Evaluation
     answers: Mapping[str, Sequence[Answered]]
     style: Style = "strict"
+    baseline: str | None = None
+
+    def measured(self, result: TaskResult) -> Measurement | None:
+        """What the results say of it on a task."""
+        if self.baseline is not None:
+            return result.baselines.get(self.baseline)
+        return result.scored if self.style == "scored" else result.styles.get(self.style)
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,34 @@ def read_contestant(folder: str, name: str, style: Style = "strict") -> Contesta
     return Contestant(name, evaluation, answers, style)
 
 
+def read_baseline(contestant: Contestant, folder: str, baseline: str) -> Contestant:
+    """A baseline of a contestant's evaluation, on the tasks that have it.
+
+    Raises:
+        ConfigurationError: the evaluation has no such baseline, or answers are read by the official parser, which a
+            baseline, that says no text, has none for.
+        DataError: what the baseline says of the rows is not in the folder, or is of other rows.
+    """
+    if contestant.style == "official":
+        raise ConfigurationError(
+            f"{baseline} says no text that the official parser could read",
+            where=contestant.name,
+            fix="compare with baselines in style strict or scored",
+        )
+    results = contestant.evaluation.tasks
+    tasks = tuple(result for result in results if baseline in result.baselines)
+    if not tasks:
+        known = dict.fromkeys(name for result in results for name in result.baselines)
+        raise ConfigurationError(
+            f"no baseline {baseline!r}; there is {', '.join(known) or 'none'}",
+            where=folder,
+            fix="name one of those, or evaluate with it under `baselines`",
+        )
+    answers = {result.dataset: _baseline_rows(contestant, folder, result.dataset, baseline) for result in tasks}
+    evaluation = replace(contestant.evaluation, tasks=tasks)
+    return Contestant(baseline, evaluation, answers, contestant.style, baseline)
+
+
 def compare(contestants: Sequence[Contestant], *, resamples: int = 10_000, seed: int = 42) -> Comparison:
     """Compare every two of them on every task that both have.
 
@@ -175,7 +213,7 @@ def _check(contestants: Sequence[Contestant]) -> None:
             )
         for one, other_result in shared:
             for item, result in ((first, one), (second, other_result)):
-                if result.styles.get(item.style, result.scored if item.style == "scored" else None) is None:
+                if item.measured(result) is None:
                     raise ConfigurationError(
                         f"{result.dataset} has no {item.style} values in {item.name}",
                         where=f"{first.name} against {second.name}",
@@ -214,8 +252,8 @@ def _pair(
     told = [_read(name, item, rows, ids) for item, rows in ((first, mine), (second, theirs))]
     labels = [mine[key].label for key in ids]
     style = first.style
+    values = [_value(item, result) for item, result in ((first, one), (second, other))]
     difference = paired(task, labels, *told, style=style, groups=groups, seed=seed, resamples=resamples)
-    values = [_value(result, style) for result in (one, other)]
     if not math.isclose(difference.value, values[0] - values[1], abs_tol=1e-9) and not math.isnan(difference.value):
         raise DataError(
             f"the {style} answers are {difference.value:.6f} apart, the results {values[0] - values[1]:.6f}",
@@ -236,7 +274,7 @@ def _pair(
 
 
 def _read(name: str, item: Contestant, rows: Mapping[str, Answered], ids: Sequence[str]) -> list[Prediction]:
-    if item.style == "strict":
+    if item.style == "strict" or item.baseline:
         return [rows[key].strict for key in ids]
     if item.style == "official":
         return [rows[key].official for key in ids]
@@ -245,8 +283,28 @@ def _read(name: str, item: Contestant, rows: Mapping[str, Answered], ids: Sequen
     return label_of_scores(task, [rows[key] for key in ids])
 
 
-def _value(result: TaskResult, style: Style) -> float:
-    measurement = result.scored if style == "scored" else result.styles.get(style)
+def _baseline_rows(contestant: Contestant, folder: str, name: str, baseline: str) -> list[Answered]:
+    table = read_predictions(folder, name)
+    if table is None or baseline not in table.column_names:
+        raise DataError(
+            f"what {baseline} says of the rows of {name} was not kept",
+            where=join(folder, BASELINES_FOLDER),
+            fix="evaluate again under another --run-id: earlier versions kept the value of a baseline alone",
+        )
+    told = dict(zip(table["id"].to_pylist(), table[baseline].to_pylist(), strict=True))
+    rows = contestant.answers[name]
+    if told.keys() != {row.id for row in rows}:
+        raise DataError(
+            f"the baselines of {name} are of other rows than its answers",
+            where=join(folder, BASELINES_FOLDER),
+            fix="evaluate again under another --run-id",
+        )
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+    return [replace(row, strict=said[row.id]) for row in rows]
+
+
+def _value(item: Contestant, result: TaskResult) -> float:
+    measurement = item.measured(result)
     return measurement.value.value if measurement is not None else math.nan
 
 

@@ -20,8 +20,6 @@ linear in k-mer counts. `cnn`: a small convolutional network."""
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 CHEAP: tuple[Baseline, ...] = BASELINES[:-1]
 """Those that take seconds."""
-BASELINES_FILE = "baselines.json"
-"""Keeps baselines, which follow from the data alone, from one evaluation to the next."""
 
 
 class EvaluationSettings(Config):

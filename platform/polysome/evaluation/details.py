@@ -1,9 +1,9 @@
-"""Details of one task: its answered rows in; confusion, densities, invalid and worst answers out."""
+"""Details of one task: its answered rows in; confusion, densities, invalid, worst and whole answers out."""
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ CLASSES = 20
 """Classes up to which a confusion matrix is drawn; of more, so many of the most frequent are listed."""
 CELLS = 24
 """Cells of a density along one side."""
+NEAR = 0.5
+"""A number off by so many standard deviations of the labels, or a text whose F1 is at least 1 minus this, is right
+enough for a case study."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,35 @@ class Worst:
 
 
 @dataclass(frozen=True)
+class Told:
+    """An answer unabridged, for a case study."""
+
+    asked: str
+    told: str
+    read: str
+    """What the strict parser read in it."""
+    label: str
+    right: bool
+    why: str
+    false_claims: tuple[str, ...] | None
+    """As of `Answered`."""
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """How the reasoning of answers that hold claims which can be checked (A-84) goes with what they say."""
+
+    checked: int
+    """Answers with such a claim."""
+    sound: int
+    """Of them, those all of whose claims hold."""
+    right: int
+    """Of the checked, the right ones."""
+    right_unsound: int
+    """Right answers with a claim that does not hold."""
+
+
+@dataclass(frozen=True)
 class Details:
     """What stands behind one task's numbers; all of the strict parser."""
 
@@ -84,6 +116,10 @@ class Details:
     invalid: tuple[tuple[str, int], ...]
     """The most frequent unparsable answers and how often each stood."""
     worst: tuple[Worst, ...]
+    told: Mapping[str, Told] = field(default_factory=dict)
+    """Answers that were kept whole, by row."""
+    reasoned: Reasoned | None = None
+    """None where no answer holds a claim that can be checked."""
 
 
 def details(task: Task, rows: Sequence[Answered]) -> Details:
@@ -92,13 +128,30 @@ def details(task: Task, rows: Sequence[Answered]) -> Details:
     classes = _class_names(task)
     few = len(classes) <= CLASSES
     invalid = Counter(row.told for row in rows if row.strict is None and row.told is not None)
+    deviations = _deviations(task, rows)
+    distances = [_distance(task, row, deviations) for row in rows]
+    right = [_is_right(task, row, distance) for row, distance in zip(rows, distances, strict=True)]
     return Details(
         confusion=_confusion(classes, rows) if isinstance(label, BinaryLabel | MulticlassLabel) and few else None,
         classes=_class_rows(classes, rows) if isinstance(label, MultilabelLabel) or not few else (),
         densities=_densities(task, rows),
         unparsable=invalid.total(),
         invalid=tuple(invalid.most_common(INVALID)),
-        worst=tuple(_worst(task, rows)),
+        worst=tuple(_worst(task, rows, distances)),
+        told={
+            row.id: Told(
+                row.asked,
+                row.whole,
+                _read(task, row),
+                written(task, row.label),
+                held,
+                _why(task, distance, row),
+                row.false_claims,
+            )
+            for row, distance, held in zip(rows, distances, right, strict=True)
+            if row.whole is not None
+        },
+        reasoned=_reasoned(rows, right),
     )
 
 
@@ -158,10 +211,22 @@ def _density(output: str, labels: NDArray[np.float64], told: NDArray[np.float64]
     return Density(output, low, high, counts, tuple(summary))
 
 
-def _worst(task: Task, rows: Sequence[Answered]) -> Iterator[Worst]:
+def _reasoned(rows: Sequence[Answered], right: Sequence[bool]) -> Reasoned | None:
+    checked = [
+        (not row.false_claims, held) for row, held in zip(rows, right, strict=True) if row.false_claims is not None
+    ]
+    if not checked:
+        return None
+    return Reasoned(
+        checked=len(checked),
+        sound=sum(sound for sound, _ in checked),
+        right=sum(held for _, held in checked),
+        right_unsound=sum(held and not sound for sound, held in checked),
+    )
+
+
+def _worst(task: Task, rows: Sequence[Answered], distances: Sequence[float]) -> Iterator[Worst]:
     """The answers farthest from their labels; of equally wrong ones those that come first."""
-    deviations = _deviations(task, rows)
-    distances = [_distance(task, row, deviations) for row in rows]
     ranked = sorted(range(len(rows)), key=lambda place: (-distances[place], place))
     for place in ranked[:WORST]:
         if distances[place] <= 0:
@@ -171,10 +236,19 @@ def _worst(task: Task, rows: Sequence[Answered]) -> Iterator[Worst]:
             id=row.id,
             asked=row.asked,
             told=row.told if row.told is not None else f"could not be asked: {row.error}",
-            read="no label" if row.strict is None else written(task, row.strict),
+            read=_read(task, row),
             label=written(task, row.label),
             why=_why(task, distances[place], row),
         )
+
+
+def _read(task: Task, row: Answered) -> str:
+    return "no label" if row.strict is None else written(task, row.strict)
+
+
+def _is_right(task: Task, row: Answered, distance: float) -> bool:
+    graded = task.label.kind in ("regression", "multi_regression", "generation")
+    return row.strict is not None and distance <= (NEAR if graded else 0)
 
 
 def _distance(task: Task, row: Answered, deviations: NDArray[np.float64]) -> float:
@@ -208,6 +282,8 @@ def _surplus(row: Answered) -> float:
 def _why(task: Task, distance: float, row: Answered) -> str:
     if row.strict is None:
         return "says no label"
+    if distance <= 0:
+        return "as the label"
     if task.label.kind in ("binary", "multiclass"):
         return "wrong class" + (f", by {distance - 1:.2f} more probable" if distance > 1 else "")
     if task.label.kind in ("regression", "multi_regression"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polysome
 from polysome.evaluation.answers import read_answers
 from polysome.evaluation.baselines import Baselines
+from polysome.evaluation.cases import Answerer, case_studies, soundness
 from polysome.evaluation.details import Details, details
 from polysome.evaluation.measure import Measurement
 from polysome.evaluation.page_charts import (
@@ -44,6 +45,10 @@ from polysome.storage import open_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+
+REPORT_FILE = "report.html"
+"""The page about a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,15 @@ def _task(report: Report, task: str, subjects: Sequence[Subject]) -> dict[str, A
             for item in quoted
         )
         tables.append(Grid("Published", ("system", "value x100", "source"), rows))
+    studied = [
+        Answerer(subject.name, subject.evaluation.settings.get("prompt") == "reasoning", subject.details[task])
+        for subject in subjects
+        if task in subject.details and subject.details[task].told
+    ]
+    cases = case_studies(studied)
     return {
+        "cases": cases,
+        "soundness": list(soundness(studied)) if cases else [],
         "id": _anchor("task", task),
         "title": title_of(task),
         "dataset": task,

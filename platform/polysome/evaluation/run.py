@@ -12,7 +12,7 @@ from polysome.config import ResourceError
 from polysome.evaluation.actors import ActorOptions, Answer, Batch, Refusal, Scored, answer_batches
 from polysome.evaluation.baselines import Baselines, run_baselines
 from polysome.evaluation.choices import Choices
-from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig
+from polysome.evaluation.config import EvaluationConfig
 from polysome.evaluation.outcome import outcome
 from polysome.evaluation.questions import PlannedTask, Question, plan, task_specs
 from polysome.evaluation.results import RESULTS_FILE, Evaluation, TaskResult, read_evaluation
@@ -86,9 +86,9 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model the recipe's tasks and measure its answers, on the connected Ray cluster.
 
-    `folder` (local, or any fsspec URL) gets `samples.jsonl`, a line per answer as it comes, and at the end
-    `results.json`, whole. Run again on the same folder, only what has no answer yet for the same task, model, prompt
-    and decoding or answer set is asked.
+    `folder` (local, or any fsspec URL) gets `samples.jsonl`, a line per answer as it comes, what baselines say of the
+    same rows in `baselines/`, and at the end `results.json`, whole. Run again on the same folder, only what has no
+    answer yet for the same task, model, prompt and decoding or answer set is asked.
 
     Args:
         announce: is told what is begun, in lines.
@@ -114,7 +114,10 @@ def evaluate(
         announce(f"{len(questions)} questions, {len(questions) - len(waiting)} of them answered before")
         _ask(config, planned, waiting, samples, len(questions), progress)
         known = {item.key: samples.known[item.key] for item in questions}
-    found = _baselines(config, planned, join(shared or folder, BASELINES_FILE), announce)
+    found = _baselines(config, planned, shared or folder, announce)
+    if shared:
+        for item in found.values():
+            item.write_predictions(folder)
     announce("measuring")
     sentiment = sentiment_model(config.sentiment) if config.sentiment else None
     evaluation = Evaluation(

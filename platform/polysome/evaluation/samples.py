@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import IO, Any
 
@@ -62,6 +62,18 @@ class Sample:
     """Which of several answers to the same question."""
     transient: bool = False
     """The error is of the machine or the endpoint, not of the example: it is asked again in the next run."""
+
+
+def read_samples(url: str) -> Iterator[Sample]:
+    """Every whole line of a samples file; a torn last line of a run that was killed counts as not written.
+
+    Raises:
+        DataError: a line is no sample of this version.
+    """
+    with fsspec.open(url, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.endswith(b"\n"):
+                yield _parse(line, f"{url}, line {number}")
 
 
 class SampleFile:

@@ -147,11 +147,12 @@ def evaluate(
     announce: Announce = log.info,
     shared: str | None = None,
 ) -> runs.Run:
-    """Ask a model the declared tasks and measure its answers.
+    """Ask a model the declared tasks, measure its answers, and write `<run>/report.html` about them.
 
     Args:
         shared: folder that keeps leakage groups and baselines from one evaluation to the next; by default the run's.
     """
+    from polysome.evaluation.page import REPORT_FILE, read_subject, write_page
     from polysome.evaluation.run import check
 
     check(config)
@@ -170,6 +171,10 @@ def evaluate(
                 command=provenance.command(),
                 versions=run.record.versions,
             )
+        # The results are on disk: where the page cannot be written, the same run id makes it and asks nothing again.
+        path = join(run.folder, REPORT_FILE)
+        write_page(path, [read_subject(run.folder)], title=config.name, command=provenance.command())
+        announce(f"report: {path}")
         fingerprints = {"model": evaluation.model_fingerprint}
         if evaluation.adapter_fingerprint:
             fingerprints["adapter"] = evaluation.adapter_fingerprint

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from polysome.config import ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
-from polysome.evaluation.config import BASELINES_FILE, EvaluationConfig, EvaluationSettings
+from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
-from polysome.operations import jobs, runs
+from polysome.operations import jobs, provenance, runs
 from polysome.operations.pipeline_check import build_tokenizer
 from polysome.operations.pipeline_config import MAIN, Asking, PipelineConfig, evaluation_step
 from polysome.operations.pipeline_report import markdown, step_summary, step_title, words
@@ -28,7 +28,6 @@ from polysome.training.config import StageConfig
 
 if TYPE_CHECKING:
     from polysome.evaluation.baselines import Baselines
-    from polysome.evaluation.run import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,8 @@ class _Pipeline:
     def __init__(self, config: PipelineConfig, run: Run, announce: jobs.Announce) -> None:
         self.config, self.folder, self.id, self.run_record = config, run.folder, run.id, run
         self.announce = announce
-        self.evaluations: dict[str, Evaluation] = {}
+        self.evaluations: dict[str, str] = {}
+        """Run folders by the title of their column."""
         self.prepared: dict[str, Run] = {}
         """By settings."""
         self.trained: dict[tuple[str, ...], tuple[str, str]] = {}
@@ -135,8 +135,6 @@ class _Pipeline:
         return str(step.record.results["export"])
 
     def _evaluate(self, trained: str, name: str, title: str, asking: Asking, export: str) -> None:
-        from polysome.evaluation.run import read_evaluation
-
         settings = asking.model_dump(include=set(EvaluationSettings.model_fields))
         config = EvaluationConfig(name=name, model=export, **settings)
         self.announce(f"evaluate {title}")
@@ -150,7 +148,7 @@ class _Pipeline:
             shared=self.folder,
         )
         self.announce(f"  {step_summary(step.record)}")
-        self.evaluations[title] = read_evaluation(step.folder)
+        self.evaluations[title] = step.folder
 
     def _baselines(self) -> "dict[str, Baselines]":
         """Those that the evaluations kept; fitted here where nothing was evaluated."""
@@ -168,23 +166,30 @@ class _Pipeline:
             seed=settings.seed,
             resamples=settings.resamples,
             chosen=settings.baselines,
-            cache=join(self.folder, BASELINES_FILE),
+            cache=self.folder,
         )
         self.announce(f"  {len(found)} tasks in {time.monotonic() - started:.0f} s")
         return found
 
     def _report(self, baselines: "dict[str, Baselines]") -> None:
-        """Print the table; write it as Markdown into the run folder, and where the recipe says."""
+        """Print the table; write it as Markdown and as a page into the run folder, and as Markdown where the recipe
+        says."""
+        from polysome.evaluation.page import REPORT_FILE, read_subject, write_page
         from polysome.evaluation.report import Published, table
 
+        subjects = [read_subject(folder, title) for title, folder in self.evaluations.items()]
+        evaluations = {subject.name: subject.evaluation for subject in subjects}
         published = [Published(item.dataset, item.system, item.value, item.source) for item in self.config.references]
-        report = table(self.evaluations, baselines, published=published)
+        report = table(evaluations, baselines, published=published)
         self.announce(report.rich(self.config.name))
         text = markdown(self.config, report, self.run_record.record, self.folder)
         for path in [join(self.folder, "report.md"), *([self.config.report] if self.config.report else [])]:
             with open_atomic(path, "w") as handle:
                 handle.write(text)
             self.announce(f"report: {path}")
+        page = join(self.folder, REPORT_FILE)
+        write_page(page, subjects, title=self.config.name, command=provenance.command(), baselines=baselines)
+        self.announce(f"report: {page}")
 
     def _serve(self, export: str) -> None:
         """Serve the export, ask the first test example over HTTP, and stop, or stay until Ctrl-C."""

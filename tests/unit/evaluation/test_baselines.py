@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,10 @@ import pytest
 
 from polysome.config import DataError
 from polysome.data.examples import read_examples
-from polysome.evaluation.baselines import Baselines, baselines
+from polysome.evaluation.baselines import Baselines, baselines, read_predictions
 from polysome.evaluation.features import LENGTH_BINS, _kmer_counts, length_bins, length_edges, log_counts
 from polysome.evaluation.measure import measure
+from polysome.evaluation.reading import labels_of
 from polysome.evaluation.targets import target_of
 from polysome.specs import dataset
 
@@ -73,6 +75,26 @@ def test_labels_that_follow_from_the_length_are_found(declare: Callable[..., str
 def test_a_network_finds_a_motif_that_it_must_place() -> None:
     result = of("planted_promoter", limit=600, chosen=["cnn"])
     assert result.measurements["cnn"].value.value > 0.6
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel", "multi_regression", "generation"])
+def test_what_is_kept_of_every_row_gives_the_measurements(
+    declare: Callable[..., str], kind: str, tmp_path: Path
+) -> None:
+    name = declare(kind)
+    result = of(name, chosen=["majority", "mean", "kmer"])
+    result.write_predictions(str(tmp_path))
+    table = read_predictions(str(tmp_path), name)
+    assert table is not None
+    task, rows = dataset(name).task, read_examples(dataset(name), "test")
+    assert task is not None
+    assert table["id"].to_pylist() == rows["id"].to_pylist()
+    assert set(table.column_names) == {"id", *result.measurements}
+    labels = labels_of(dataset(name), rows)
+    for baseline, measured in result.measurements.items():
+        told = [tuple(value) if isinstance(value, list) else value for value in table[baseline].to_pylist()]
+        assert measure(task, labels, told, seed=0, resamples=0).value.value == measured.value.value
+    assert read_predictions(str(tmp_path), "another") is None
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multi_regression"])

@@ -11,7 +11,7 @@ from evaluated import right, write_evaluation
 from rich.console import Console
 
 from polysome.config import ConfigurationError, DataError
-from polysome.evaluation.compare import Comparison, Contestant, compare, read_contestant
+from polysome.evaluation.compare import Comparison, Contestant, compare, read_baseline, read_contestant
 from polysome.evaluation.samples import SAMPLES_FILE
 from polysome.evaluation.statistics import holm
 
@@ -111,6 +111,37 @@ def test_results_without_their_answers_are_refused(tmp_path: Path) -> None:
     (tmp_path / SAMPLES_FILE).unlink()
     with pytest.raises(DataError, match="answers behind the results of planted_promoter"):
         read_contestant(str(tmp_path), "x")
+
+
+def test_a_baseline_is_compared_row_by_row(runs: Path) -> None:
+    (good,) = contestants(runs, "good")
+    majority = read_baseline(good, str(runs / "good"), "majority")
+    rows = compare([good, majority], resamples=200).rows
+    assert len(rows) == 4
+    for row, result in zip(rows, good.evaluation.tasks, strict=True):
+        assert (row.second, row.second_value) == ("majority", result.baselines["majority"].value.value)
+        assert row.difference.minimum_detectable > 0
+    assert rows[0].significant
+
+
+def test_a_baseline_stands_beside_scores_too(runs: Path) -> None:
+    (scores,) = contestants(runs, "scores", style="scored")
+    majority = read_baseline(scores, str(runs / "scores"), "majority")
+    row = compare([scores, majority], resamples=200).rows[0]
+    assert row.second_value == scores.evaluation.tasks[0].baselines["majority"].value.value
+
+
+def test_a_baseline_that_is_not_there_is_refused_by_name(runs: Path, tmp_path: Path) -> None:
+    (good,) = contestants(runs, "good")
+    with pytest.raises(ConfigurationError, match="no baseline 'kmer'; there is majority"):
+        read_baseline(good, str(runs / "good"), "kmer")
+    with pytest.raises(ConfigurationError, match="says no text"):
+        read_baseline(replace(good, style="official"), str(runs / "good"), "majority")
+    with pytest.raises(DataError, match="rows of planted_promoter was not kept"):
+        read_baseline(good, str(tmp_path), "majority")
+    write_evaluation(tmp_path, right(0.5), tasks=["planted_promoter"], limit=40)
+    with pytest.raises(DataError, match="of other rows"):
+        read_baseline(good, str(tmp_path), "majority")
 
 
 def test_the_comparison_is_told_as_table_markdown_and_json(comparison: Comparison) -> None:

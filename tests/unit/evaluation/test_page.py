@@ -12,9 +12,11 @@ from evaluated import right, write_evaluation
 
 from polysome.evaluation import answers, charts
 from polysome.evaluation.answers import Answered, read_answers
+from polysome.evaluation.baselines import Baselines
 from polysome.evaluation.calibration import Bin
 from polysome.evaluation.details import details
 from polysome.evaluation.page import Subject, page, read_subject, write_page
+from polysome.evaluation.questions import Question
 from polysome.evaluation.results import Evaluation
 from polysome.evaluation.samples import SAMPLES_FILE
 from polysome.specs import dataset
@@ -191,6 +193,40 @@ def test_the_page_of_100_000_answers_is_below_2_mb(folder: Path, tmp_path: Path)
     evaluation = read_subject(str(folder)).evaluation
     write_page(str(tmp_path / "report.html"), [many(evaluation, 25_000)], title="many", command="c")
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+def test_answers_with_and_without_reasoning_stand_side_by_side(tmp_path: Path) -> None:
+    def reasons(item: Question, generator: np.random.Generator) -> str:
+        sequence = item.text.split("<dna>")[1].split("</dna>")[0]
+        length = len(sequence) + int(generator.random() < 0.3)
+        return f"It has {length} bases. <b>{'x' * 400}</b> Therefore the answer is {good(item, generator)}"
+
+    good = right(0.7)
+    write_evaluation(tmp_path / "plain", good, tasks=["planted_promoter"], seed=5)
+    write_evaluation(tmp_path / "reasoning", reasons, tasks=["planted_promoter"], prompt="reasoning")
+    subjects = [read_subject(str(tmp_path / name), name) for name in ("plain", "reasoning")]
+    text = page(subjects, title="t", command="c")
+    found = checked(text)
+    assert (found.open, found.wrong) == ([], [])
+    kinds = ("Right answer, wrong reasoning", "Right with reasoning, wrong without", "Right", "Wrong")
+    for kind in kinds:
+        assert f"<h4>{kind}</h4>" in text
+    assert f"&lt;b&gt;{'x' * 400}&lt;/b&gt;" in text, "whole and escaped"
+    reasoned = subjects[1].details["planted_promoter"].reasoned
+    assert reasoned is not None
+    assert (reasoned.checked, subjects[0].details["planted_promoter"].reasoned) == (80, None)
+    assert 0 < reasoned.right_unsound < reasoned.right < 80
+    assert f"{reasoned.right_unsound} of the {reasoned.right} right ones among them come from wrong" in text
+    study = text.split("<h4>Right answer, wrong reasoning</h4>")[1].split("<h4>")[0]
+    assert "Does not hold:" in study
+    assert study.count("<details>") == 2
+    assert "Case studies" not in page(subjects[:1], title="t", command="c")
+
+
+def test_a_page_without_a_model_shows_the_baselines(tmp_path: Path) -> None:
+    (result,) = write_evaluation(tmp_path, right(0.5), tasks=["planted_promoter"]).tasks
+    text = page([], title="t", command="c", baselines={result.dataset: Baselines(result.dataset, result.baselines)})
+    assert "majority" in text
 
 
 def test_charts_survive_empty_and_undefined_values() -> None:
