@@ -20,6 +20,7 @@ ATTEMPTS = 3
 """How often a batch is tried before the evaluation stops: each try but the first follows the death of an actor."""
 
 AnswerT = TypeVar("AnswerT")
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Batch:
     Attributes:
         choices: the answers to score; None: each conversation is answered in words.
         blanks: for each conversation the one without molecules that its scores are told relative to, or None.
-        seed: of the draws of answers in words.
+        seeds: for each conversation that of its answer's draws, or none.
     """
 
     conversations: list[Conversation]
     choices: Choices | None = None
     blanks: tuple[Conversation | None, ...] = ()
-    seed: int | None = None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Answerer:
                 batch.conversations,
                 options.max_new_tokens,
                 temperature=options.temperature,
-                seed=batch.seed,
+                seeds=batch.seeds,
             )
         else:
             answers += self._score(self._engine, batch, batch.choices)
@@ -152,20 +153,28 @@ def ask(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
-    seed: int | None = None,
+    seeds: Sequence[int] = (),
 ) -> list[Generation | Refusal]:
-    """Answer all in words, greedily unless a temperature is given; see `each`."""
+    """Answer all in words, greedily unless a temperature is given; see `each`.
 
-    def answered(part: Sequence[Conversation]) -> list[Generation]:
-        return engine.generate(part, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    Args:
+        seeds: of the draws, one for each conversation, so that they do not depend on what is asked beside it.
+    """
 
-    return each(engine, answered, conversations)
+    def answered(part: Sequence[tuple[Conversation, int | None]]) -> list[Generation]:
+        asked = [conversation for conversation, _ in part]
+        drawn = [seed for _, seed in part if seed is not None]
+        return engine.generate(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=drawn or None)
+
+    own: Sequence[int | None] = seeds or [None] * len(conversations)
+    return each(engine, answered, list(zip(conversations, own, strict=True)))
 
 
 def each(
-    engine: Engine, call: Callable[[Sequence[Conversation]], list[AnswerT]], conversations: Sequence[Conversation]
+    engine: Engine, call: Callable[[Sequence[ItemT]], list[AnswerT]], conversations: Sequence[ItemT]
 ) -> list[AnswerT | Refusal]:
-    """`call` for all conversations; those at which it fails stand alone as refusals, and do not spoil the others.
+    """`call` for all conversations, each with what goes with it; those at which it fails stand alone as refusals, and
+    do not spoil the others.
 
     Raises:
         ConfigurationError: the engine cannot do this at all.

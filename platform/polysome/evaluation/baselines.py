@@ -56,10 +56,14 @@ class Baselines:
     """What they say of the evaluated rows: `id`, and a column per baseline, decoded labels (list of float64) or text;
     not in the JSON."""
 
-    def write_predictions(self, folder: str) -> None:
-        """Write `predictions` below a folder or URL, whole or not at all; nothing where there are none."""
+    def write_predictions(self, folder: str, *, key: str = "") -> None:
+        """Write `predictions` below a folder or URL, whole or not at all; nothing where there are none.
+
+        Args:
+            key: tells apart the predictions of several settings in one folder.
+        """
         if self.predictions is not None:
-            with open_atomic(_predictions_file(folder, self.dataset)) as handle:
+            with open_atomic(_predictions_file(folder, self.dataset, key)) as handle:
                 pq.write_table(self.predictions, handle, compression="zstd")
 
     def to_json(self) -> dict[str, Any]:
@@ -82,13 +86,13 @@ class Baselines:
         return cls(**{**content, "measurements": measurements, "notes": notes, "predictions": predictions})
 
 
-def read_predictions(folder: str, name: str) -> pa.Table | None:
-    """What `write_predictions` wrote of a data set; None where there is nothing.
+def read_predictions(folder: str, name: str, *, key: str = "") -> pa.Table | None:
+    """What `write_predictions` wrote of a data set under that key; None where there is nothing.
 
     Raises:
         DataError: the file is no Parquet.
     """
-    url = _predictions_file(folder, name)
+    url = _predictions_file(folder, name, key)
     if not exists(url):
         return None
     try:
@@ -210,9 +214,10 @@ def run_baselines(
         # Groups follow from the rows.
         settings = [split, subsets, limit, seed, resamples, sorted(chosen)]
         keys[name] = fingerprint([spec.model_dump(mode="json"), settings])
-        predictions = read_predictions(cache, name) if cache and known.get(name, {}).get("key") == keys[name] else None
+        record = known.get(name, {}).get(keys[name])
+        predictions = read_predictions(cache, name, key=keys[name]) if cache and record else None
         if predictions is not None:
-            found[name] = Baselines.from_json(known[name]["baselines"], predictions)
+            found[name] = Baselines.from_json(record, predictions)
         else:
             calls[name] = remote.remote(spec, split, subsets, limit, seed, resamples, tuple(chosen), own)
     for name, call in calls.items():
@@ -227,8 +232,8 @@ def run_baselines(
             continue
         if cache:
             # What the record speaks of stands before the record.
-            found[name].write_predictions(cache)
-            known[name] = {"key": keys[name], "baselines": found[name].to_json()}
+            found[name].write_predictions(cache, key=keys[name])
+            known.setdefault(name, {})[keys[name]] = found[name].to_json()
             write_json(file, known)
     return {name: found[name] for name in names}
 
@@ -304,8 +309,8 @@ def _constants(task: Task, labels: Sequence[Value | str]) -> dict[str, Predictio
     return found
 
 
-def _predictions_file(folder: str, name: str) -> str:
-    return join(folder, BASELINES_FOLDER, f"{name}.parquet")
+def _predictions_file(folder: str, name: str, key: str) -> str:
+    return join(folder, BASELINES_FOLDER, f"{name}-{key[:16]}.parquet" if key else f"{name}.parquet")
 
 
 def _unseen(train: pa.Table, test: pa.Table) -> NDArray[np.bool_]:

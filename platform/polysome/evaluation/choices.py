@@ -102,10 +102,10 @@ class Choices:
 def choices(spec: Dataset, training: Sequence[Value] | None, *, seed: int) -> Choices | Unscored:
     """The closed answer set of a task.
 
-    Classes: each in up to `WORDINGS` of its answer templates. Numbers: the distinct training labels where these are
-    few, else the `GRID` quantiles of the training labels; a quantile stands for the numbers that are nearest to it,
-    so that the softmax over the grid is a density and its mean an expectation. Several numbers are one answer: their
-    grid is the training labels nearest to the centres of `2 * GRID` clusters.
+    Classes: each in up to `WORDINGS` of its answer templates. Numbers, each in up to `GRID_WORDINGS`: the distinct
+    training labels where these are few, else the `GRID` quantiles of the training labels; a quantile stands for the
+    numbers that are nearest to it, so that the softmax over the grid is a density and its mean an expectation. Several
+    numbers are one answer: their grid is the training labels nearest to the centres of `2 * GRID` clusters.
 
     Args:
         training: decoded labels of training rows; needed for numbers alone.
@@ -156,8 +156,11 @@ def _closing_first(pool: Sequence[str]) -> list[int]:
 
 
 def _closing_soon(pool: Sequence[str]) -> list[int]:
-    """Templates, those first that say little after the last number: what follows a number is computed once for each."""
-    return sorted(range(len(pool)), key=lambda index: len(pool[index]) - pool[index].rindex("}"))
+    """Templates, those first that say little after the last number, as what follows it is computed for each; but last
+    those that end with it, where 5 would be the beginning of 50."""
+    return sorted(
+        range(len(pool)), key=lambda index: (pool[index].endswith("}"), len(pool[index]) - pool[index].rindex("}"))
+    )
 
 
 def _number_grid(spec: Dataset, training: Sequence[Value]) -> Choices:

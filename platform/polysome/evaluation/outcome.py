@@ -13,12 +13,13 @@ from polysome.evaluation import parsers
 from polysome.evaluation.baselines import Baselines
 from polysome.evaluation.calibration import Calibration, calibrate
 from polysome.evaluation.config import EvaluationConfig
-from polysome.evaluation.measure import Measurement, Style, measure, predictions_of
+from polysome.evaluation.measure import Estimate, Measurement, Style, measure, predictions_of
 from polysome.evaluation.parsers import Prediction, Sentiment
 from polysome.evaluation.questions import PlannedTask, Question
 from polysome.evaluation.replicas import agreement, vote
 from polysome.evaluation.results import TaskResult
 from polysome.evaluation.samples import Sample
+from polysome.evaluation.statistics import share_interval
 from polysome.specs import Dataset
 from polysome.storage import fingerprint
 
@@ -90,12 +91,20 @@ def outcome(
         rows = [told[start : start + config.replicas] for start in range(0, len(told), config.replicas)]
         predictions = [vote(task, row) for row in rows]
         styles[style] = measured(predictions, style)
+        if config.replicas > 1:
+            # Of all answers: one that can be read is enough for a vote, and would hide the others.
+            rate = sum(answer is not None for answer in told) / len(told)
+            interval = share_interval(round(rate * len(rows)), len(rows))
+            styles[style] = replace(styles[style], parse_rate=Estimate(rate, *interval))
         if style == "strict":
             headline = predictions, None
             if config.replicas > 1:
                 asked = f"{config.replicas} answers to each question at temperature {config.temperature:g}"
                 notes.append(f"{asked}: {agreement(task, rows)}")
-    reasons = Counter(sample.error for item in planned.asked if (sample := known[item.key]).error is not None)
+    failed = {
+        (item.mode, item.id): sample.error for item in planned.asked if (sample := known[item.key]).error is not None
+    }
+    reasons = Counter(failed.values())
     return TaskResult(
         dataset=spec.name,
         title=task.title,

@@ -37,7 +37,7 @@ def agreement(task: Task, told: Sequence[Sequence[Prediction]]) -> str:
     if task.label.kind in _NUMBERS:
         spreads = [np.std(np.array(read, dtype=np.float64), axis=0).mean() for _, read in rows if read]
         spread = f"{np.mean(spreads):.3g}" if spreads else "undefined"
-        return f"the median is measured; mean standard deviation around it {spread}, in the unit of the label"
+        return f"the median is measured; a question's answers have a standard deviation of {spread} on average"
     shares = [row.count(vote(task, row)) / len(row) for row, read in rows if read]
     share = f"{100 * np.mean(shares):.1f} %" if shares else "none"
     return f"the majority is measured; of the answers to a question {share} agree with it on average"

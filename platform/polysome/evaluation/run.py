@@ -238,7 +238,7 @@ def _batches(waiting: list[Question], size: int) -> Iterator[list[Question]]:
 def _batch(items: list[Question], choices: Mapping[str, Any]) -> Batch:
     conversations = [item.conversation for item in items]
     if items[0].mode == "text":
-        return Batch(conversations, seed=int(items[0].key[:8], 16))
+        return Batch(conversations, seeds=tuple(int(item.key[:8], 16) for item in items))
     closed = choices[items[0].spec.name]
     assert isinstance(closed, Choices)
     return Batch(conversations, closed, tuple(item.blank for item in items))

@@ -37,7 +37,7 @@ class BatchEngine:
     like lengths are read together first, and rows that ended leave the batch as soon as half of it has. Greedy answers
     equal those of `model.generate` one by one. A `score` computes the prompt once, and once what choices have in common
     (`polysome.inference.trie`), where the architecture allows it: few choices in one forward pass, many in parts. A
-    batch that the device has no memory for is halved; a question that does not fit by itself is a ResourceError.
+    batch that the device has no memory for is halved; a question that does not fit by itself is a DataError.
 
     Args:
         path: model folder, local or any fsspec URL.
@@ -150,11 +150,11 @@ class BatchEngine:
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
     ) -> list[Generation]:
         """See `Engine.generate`."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
         rows = self._rows(conversations, sampling)
 
         def answer(batch: list[int]) -> None:
@@ -179,7 +179,7 @@ class BatchEngine:
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """See `Engine.stream`."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
         (row,) = self._rows([conversation], sampling)
 
         def pieces() -> Iterator[str]:
@@ -257,7 +257,7 @@ class BatchEngine:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _rows(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Row]:
-        entropy = np.random.SeedSequence(sampling.seed).entropy if sampling.temperature > 0 else None
+        fresh = np.random.SeedSequence().generate_state(4).tolist()
         rows = []
         for index, conversation in enumerate(conversations):
             prompt = self._encode_prompt(conversation)
@@ -269,7 +269,8 @@ class BatchEngine:
                     where=f"conversation {index}",
                     fix="shorten the sequence or the question, or use a model with a longer context",
                 )
-            draws = np.random.default_rng([entropy, index]) if entropy is not None else None
+            entropy = sampling.entropy(index) or [*fresh, index]
+            draws = np.random.default_rng(entropy) if sampling.temperature > 0 else None
             rows.append(Row(prompt, min(sampling.max_new_tokens, room), draws))
         return rows
 

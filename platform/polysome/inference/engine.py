@@ -62,7 +62,7 @@ class Sampling:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,6 +75,25 @@ class Sampling:
         if not all(self.stop):
             raise ConfigurationError("a stop string is empty", fix="leave it out")
 
+    @classmethod
+    def of(
+        cls,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | Sequence[int] | None,
+        stop: Sequence[str],
+    ) -> Sampling:
+        """The arguments of `Engine.generate`."""
+        own = seed if seed is None or isinstance(seed, int) else tuple(seed)
+        return cls(max_new_tokens, temperature, top_p, own, tuple(stop))
+
+    def entropy(self, index: int) -> list[int] | None:
+        """What the draws of a conversation follow from; None: from nothing that is given."""
+        if self.seed is None:
+            return None
+        return [self.seed[index]] if isinstance(self.seed, tuple) else [self.seed, index]
+
 
 class Engine(Protocol):
     """One model. Not safe for calls from several threads at once."""
@@ -86,7 +105,7 @@ class Engine(Protocol):
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
     ) -> list[Generation]:
         """Answer each conversation; results stand in the order of the conversations.
@@ -96,8 +115,8 @@ class Engine(Protocol):
             max_new_tokens: at least 1; clipped per conversation to what the context leaves.
             temperature: 0 is greedy; above 0 samples.
             top_p: sample from the smallest set of tokens whose probabilities reach it; in (0, 1].
-            seed: of sampling. The draws of conversation i depend on (seed, i) alone, not on what shares its batch.
-                None draws a fresh seed.
+            seed: of sampling. The draws of conversation i depend on (seed, i) alone, or on seed[i] where each has its
+                own, not on what shares its batch. None draws a fresh seed.
             stop: an answer ends before the first of these strings that it would say.
 
         Raises:

@@ -44,7 +44,7 @@ class FakeEngine:
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
     ) -> list[Generation]:
         """See `Engine.generate`.
@@ -52,7 +52,7 @@ class FakeEngine:
         Raises:
             DataError: no answer is given for a conversation.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
         return [self._generation(conversation, sampling) for conversation in conversations]
 
     def stream(
@@ -66,7 +66,7 @@ class FakeEngine:
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """See `Engine.stream`."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
         return iter(_tokens(self._generation(conversation, sampling).text))
 
     def score(self, conversations: Sequence[Conversation], choices: Sequence[str]) -> list[Scores]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polysome.config import ResourceError
+from polysome.config import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Forward:
             work: may fail half-way, and then gets its rows again, in two batches.
 
         Raises:
-            ResourceError: one row by itself does not fit.
+            DataError: one row by itself does not fit.
         """
         pending = list(batches)
         while pending:
@@ -120,10 +120,10 @@ class Forward:
                 )
             pending = [half for batch in pending for half in _halves(batch)]
 
-    def too_large(self, shortage: object) -> ResourceError:
+    def too_large(self, shortage: object) -> DataError:
         """What is told where one question by itself exceeds the device's memory."""
         reason = str(shortage).partition("\n")[0]
-        return ResourceError(
+        return DataError(
             f"one question by itself exceeds the device's memory: {reason}",
             where=str(self.device),
             fix="shorten it, end what else uses the device, or use a device with more memory or a smaller model",

@@ -63,15 +63,15 @@ class OpenAIEngine:
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         stop: Sequence[str] = (),
     ) -> list[Generation]:
         """See `Engine.generate`. All others are asked, and recorded, before the first refused one is told of."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
 
         def ask(index: int, conversation: Conversation) -> Generation:
             body = self._body(index, conversation, sampling)
-            return _generation(self._answer(_CHAT, body, _generation, fixed=_fixed(sampling)), sampling.stop)
+            return _generation(self._answer(_CHAT, body, _generation, fixed=_fixed(body)), sampling.stop)
 
         return self._each(ask, conversations)
 
@@ -86,7 +86,7 @@ class OpenAIEngine:
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """See `Engine.stream`. A recorded answer is one piece."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
         body = self._body(0, conversation, sampling)
         return self._pieces(body, sampling)
 
@@ -160,8 +160,8 @@ class OpenAIEngine:
         }
         if sampling.top_p != 1:
             body["top_p"] = sampling.top_p
-        if sampling.temperature > 0 and sampling.seed is not None:
-            body["seed"] = int(np.random.SeedSequence([sampling.seed, index]).generate_state(1)[0])
+        if sampling.temperature > 0 and (entropy := sampling.entropy(index)) is not None:
+            body["seed"] = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         body |= self._endpoint.extra
@@ -188,7 +188,7 @@ class OpenAIEngine:
     def _pieces(self, body: dict[str, Any], sampling: Sampling) -> Iterator[str]:
         request = self._request(_CHAT, body)
         key = request_key(request)
-        if _fixed(sampling) and (known := self._recording.get(key)) is not None:
+        if _fixed(body) and (known := self._recording.get(key)) is not None:
             yield _generation(known, sampling.stop).text
             return
         self._require_network()
@@ -204,7 +204,7 @@ class OpenAIEngine:
             raise ResourceError("the answer broke off", where=self._endpoint.url, fix="ask again")
         if piece := told.finish(text):
             yield piece
-        if _fixed(sampling):
+        if _fixed(body):
             message = {"role": "assistant", "content": text}
             whole = {"choices": [{"message": message, "finish_reason": reason}], "usage": usage}
             self._recording.put(key, request, whole)
@@ -249,9 +249,9 @@ class OpenAIEngine:
         return any(one.get("id") == self.model and one.get("owned_by") == "polysome" for one in self._models())
 
 
-def _fixed(sampling: Sampling) -> bool:
-    """Whether equal requests shall have equal answers."""
-    return sampling.temperature == 0 or sampling.seed is not None
+def _fixed(body: dict[str, Any]) -> bool:
+    """Whether equal requests shall have equal answers: greedy ones, and those that a seed goes with."""
+    return not body.get("temperature") or "seed" in body
 
 
 def _require_messages(conversation: Conversation) -> None:

@@ -75,7 +75,7 @@ def check(config: PipelineConfig) -> None:
 def changed_steps(config: PipelineConfig, folder: str) -> dict[str, list[str]]:
     """Steps in a run folder that the recipe would now make otherwise, each with the settings that differ."""
     found: dict[str, list[str]] = {}
-    for name, settings in _planned(config):
+    for name, settings in planned_steps(config):
         if exists(join(folder, name, runs.RECORD)):
             earlier = runs.read_run(join(folder, name)).config
             if differing := [key for key, value in settings.items() if _known(earlier.get(key)) != _known(value)]:
@@ -115,7 +115,7 @@ def build_tokenizer(config: PipelineConfig, settings: BuiltTokenizer, folder: st
     build_per_base_tokenizer(folder, texts, **settings.model_dump())
 
 
-def _planned(config: PipelineConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def planned_steps(config: PipelineConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name of every step that has a run of its own, and its settings, in the order in which they run."""
     prepared: set[str] = set()
     trained: dict[tuple[str, ...], str] = {}

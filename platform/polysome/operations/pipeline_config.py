@@ -70,6 +70,14 @@ class Asking(EvaluationSettings):
     """Stages of the main chain after which to evaluate; all when not given. Ablations are evaluated at their end."""
 
 
+def _inherited(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation that a variant may have too: wordings of the tasks that it asks."""
+    wording = settings.get("wording")
+    if isinstance(wording, dict) and isinstance(changes.get("tasks"), list):
+        settings = {**settings, "wording": {task: word for task, word in wording.items() if task in changes["tasks"]}}
+    return settings
+
+
 class PipelineEvaluation(Asking):
     """What is asked after each stage, and the other ways in which the same models are asked."""
 
@@ -85,7 +93,7 @@ class PipelineEvaluation(Asking):
         if not isinstance(variants, dict):
             return variants
         return {
-            name: {**info.data, **changes} if isinstance(changes, dict) else changes
+            name: {**_inherited(info.data, changes), **changes} if isinstance(changes, dict) else changes
             for name, changes in variants.items()
         }
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from polysome.data.audit_report import AUDIT, AuditReport, overlap_lines
+from polysome.data.audit_report import AUDIT, AuditReport, DatasetAudit, overlap_lines
 from polysome.operations import provenance, runs
+from polysome.operations.pipeline_check import planned_steps
 from polysome.operations.pipeline_config import MAIN, PipelineConfig
 from polysome.storage import exists, join, read_json
 from polysome.training.metrics import METRICS
@@ -25,7 +26,9 @@ def markdown(config: PipelineConfig, report: "Report", record: runs.RunRecord, f
         record: of the pipeline's run.
         folder: the pipeline's; its steps tell the rest.
     """
-    steps = runs.list_steps(folder)
+    # A run folder may hold steps of other recipes too, and some that were not finished.
+    own = {name for name, _ in planned_steps(config)}
+    steps = [(url, step) for url, step in runs.list_steps(folder) if step.name in own and step.status == "finished"]
     lines = [
         f"# {config.name}",
         "",
@@ -163,14 +166,13 @@ def _number(value: float | None, form: str) -> str:
 
 def _leaks(steps: Sequence[tuple[str, runs.RunRecord]]) -> list[str]:
     """What the audits of prepared data (`audit: true`) found in common between splits."""
-    lines = []
+    found: dict[str, DatasetAudit] = {}
     for folder, step in steps:
         path = join(str(step.results.get("data", folder)), AUDIT)
         if step.job == "prepare" and exists(path):
-            lines += overlap_lines(AuditReport.model_validate(read_json(path)))
+            found |= {item.dataset: item for item in AuditReport.model_validate(read_json(path)).datasets}
+    lines = overlap_lines(AuditReport(datasets=list(found.values())))
     if not lines:
         return []
-    told = (
-        "What splits have in common as published. Training left out what stands in a protected split; below: how much."
-    )
+    told = "What splits have in common before anything is left out; how much was left out of training stands below."
     return ["## Leaks between splits", "", told, "", *lines, ""]

@@ -212,11 +212,11 @@ def test_replicas_are_drawn_apart_kept_apart_and_measured_together(
 
         def __init__(self) -> None:
             super().__init__("Yes.")
-            self.seeds: list[object] = []
+            self.seeds: list[int] = []
 
         def generate(self, conversations: Sequence[Conversation], **settings: Any) -> list[Generation]:
             assert settings["temperature"] == 0.7
-            self.seeds.append(settings["seed"])
+            self.seeds += settings["seed"]
             answers = []
             for conversation in conversations:
                 sequence = conversation[-1]["content"].partition("<dna>")[2].partition("</dna>")[0]
@@ -233,7 +233,7 @@ def test_replicas_are_drawn_apart_kept_apart_and_measured_together(
     assert (once.asked, once.tasks[0].measurement.n) == (48, 48)
     thrice = evaluated(recipe(name, temperature=0.7, replicas=3), tmp_path)
     assert (thrice.asked, thrice.reused) == (96, 48)
-    assert len(set(engine.seeds)) == len(engine.seeds)
+    assert len(set(engine.seeds)) == len(engine.seeds) == 144
     assert Counter(line["replica"] for line in lines(tmp_path)) == {0: 48, 1: 48, 2: 48}
     [result] = thrice.tasks
     assert (result.measurement.n, result.measurement.value.value) == (48, 1)

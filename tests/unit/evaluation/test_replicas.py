@@ -44,5 +44,6 @@ def test_of_free_text_the_first_counts_though_it_be_empty(task) -> None:
 def test_agreement_is_told_in_the_terms_of_the_label(task) -> None:
     yes, no = (1.0,), (0.0,)
     assert "75.0 % agree" in agreement(task("binary"), [[yes, yes, no, None], [no, no, no, no], [None] * 4])
-    assert "deviation around it 1.5," in agreement(task("regression"), [[(1.0,), (3.0,)], [(1.0,), (5.0,)], [None] * 2])
+    told = agreement(task("regression"), [[(1.0,), (3.0,)], [(1.0,), (5.0,)], [None] * 2])
+    assert "a standard deviation of 1.5 on average" in told
     assert "none agree" in agreement(task("binary"), [[None, None]])

@@ -111,6 +111,13 @@ def test_a_seed_repeats_what_was_drawn(engine: Engine) -> None:
     assert engine.generate(CHATS[:3], max_new_tokens=8, temperature=1.0, seed=3) == drawn[:3]
 
 
+def test_seeds_go_with_their_conversations_whatever_is_asked_beside_them(engine: Engine) -> None:
+    seeds = [11 * index + 5 for index in range(len(CHATS))]
+    drawn = engine.generate(CHATS, max_new_tokens=8, temperature=1.0, seed=seeds)
+    assert engine.generate(CHATS[::-1], max_new_tokens=8, temperature=1.0, seed=seeds[::-1]) == drawn[::-1]
+    assert engine.generate(CHATS[3:4], max_new_tokens=8, temperature=1.0, seed=seeds[3:4]) == drawn[3:4]
+
+
 def test_a_conversation_that_cannot_be_asked_is_named(engine: Engine, kind: str) -> None:
     with pytest.raises(DataError):
         engine.generate([CHATS[0], []], max_new_tokens=4)

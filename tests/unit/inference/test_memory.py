@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import build_model, conversations
 
-from polysome.config import ResourceError
+from polysome.config import DataError
 from polysome.inference import scoring
 from polysome.inference.batch import BatchEngine
 from polysome.inference.forward import Forward
@@ -99,7 +99,7 @@ def test_one_question_that_does_not_fit_is_told(model_folder: str, monkeypatch: 
         lambda: engine.embed(CHATS, pool="last"),
         lambda: list(engine.stream(CHATS[0], max_new_tokens=4)),
     ):
-        with pytest.raises(ResourceError, match=r"one question by itself exceeds .* allocate 2\.00 GiB") as raised:
+        with pytest.raises(DataError, match=r"one question by itself exceeds .* allocate 2\.00 GiB") as raised:
             ask()
         assert raised.value.where == "cpu"
         assert "more memory" in raised.value.fix
@@ -115,6 +115,6 @@ def test_a_full_device_is_not_mistaken_for_an_architecture_without_tries(
 
     with monkeypatch.context() as patched:
         patched.setattr(scoring, "score_trie", full)
-        with pytest.raises(ResourceError):
+        with pytest.raises(DataError):
             engine.score(CHATS, CHOICES)
     assert engine._scorer._trie_reach > 0

@@ -224,6 +224,13 @@ def test_answers_drawn_without_a_seed_are_drawn_anew(server: Served) -> None:
     assert len(set(seeds[2:])) == 3
 
 
+def test_draws_of_an_endpoint_that_takes_no_seed_are_not_taken_from_the_recording(server: Served) -> None:
+    engine = opened(server, extra={"seed": None})
+    for seed in (1, 2):
+        texts(engine, "one", temperature=1.0, seed=seed)
+    assert len(server.requests) == 2
+
+
 def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but long enough to be taken for one " * 20)
     with pytest.raises(DataError, match="not a recording"):

@@ -119,6 +119,13 @@ def test_a_variant_is_the_evaluation_but_for_what_it_says():
     assert list(config.askings("varied", varied, 1)) == ["", "reasoning", "tagged"]
 
 
+def test_a_variant_inherits_the_wordings_of_its_own_tasks():
+    asked = {"tasks": ["tf_human", "core_promoter"], "wording": {"tf_human": "conditioned"}}
+    config = recipe(evaluation={**asked, "variants": {"one": {"tasks": ["core_promoter"]}, "both": {"tagged": True}}})
+    assert config.evaluation is not None
+    assert [config.evaluation.variants[name].wording for name in ("one", "both")] == [{}, asked["wording"]]
+
+
 @pytest.mark.parametrize(
     ("variant", "told"),
     [

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from polysome.data.audit_report import AUDIT, AuditReport, DatasetAudit, Overlap, SplitAudit
 from polysome.evaluation.report import table
 from polysome.operations import runs
@@ -95,6 +97,24 @@ def test_leaks_that_an_audit_found_stand_beside_the_results(tmp_path: Path) -> N
     report = told(tmp_path, [("prepare-stage1", "prepare", {**PREPARED, "data": str(data)})])
     assert "| cp | test | train | 3 of 40 | 2 | 1 | 9 | a 3 |" in report
     assert "## Learning curve" not in report
+
+
+def test_steps_of_other_recipes_and_unfinished_ones_are_not_told(tmp_path: Path) -> None:
+    """Recipes of experiments share a run folder, so that what they have in common is made once."""
+    run = runs.start(str(tmp_path), "pipeline", "p", CONFIG, run_id="p")
+    with run:
+        for name, results in (("stage1", TRAINED), ("stage9", TRAINED)):
+            with runs.start(run.folder, "train", name, {}, run_id=name) as step:
+                step.update(results=results)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            runs.start(run.folder, "prepare", "prepare-stage1", {}, run_id="prepare-stage1"),
+        ):
+            raise KeyboardInterrupt
+    report = markdown(CONFIG, table({}, {}), run.record, run.folder)
+    assert "| stage1 |" in report
+    assert "stage9" not in report
+    assert "prepare-stage1" not in report
 
 
 def test_without_audits_and_measurements_there_are_no_empty_sections(tmp_path: Path) -> None:
