@@ -131,7 +131,7 @@ def test_a_file_on_another_store_is_read_too(tmp_path: Path):
         (b"", "an empty file"),
         (b"a,b\n1,2\n", "not a Parquet file: it begins with b'a,b"),
         (b"PAR1" + b"\0" * 50, "damaged or cut short"),
-        (gzip.compress(b"PAR1" * 1000)[:-9], "cut short"),
+        (gzip.compress(b"PAR1" * 1000, mtime=0)[:-9], "cut short"),
     ],
 )
 def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes, message: str):
