@@ -7,6 +7,7 @@ import pytest
 from evaluated import right, write_evaluation
 
 from polysome.cli import main
+from polysome.operations.runs import start
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,12 @@ def test_errors_name_what_is_wrong_and_exit_with_2(
     assert code == 2
     assert words in err
     assert "fix:" in err
+
+
+def test_a_run_without_results_is_told_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), start(str(tmp_path), "evaluate", "cp", {}, run_id="cp"):
+        raise KeyboardInterrupt
+    code, _, err = told(capsys, "report", "cp", "--runs", str(tmp_path))
+    assert code == 2
+    assert "go on with the run, which is interrupted" in err
+    assert "--run-id cp" in err

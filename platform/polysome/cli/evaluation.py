@@ -179,9 +179,7 @@ def evaluation_folders(given: list[str], runs: str) -> dict[str, str]:
             if record.job == "evaluate" and exists(join(step, RESULTS_FILE))
         ]
         if not steps:
-            raise DataError(
-                "the run holds no finished evaluation", where=folder, fix="evaluate first: `polysome evaluate …`"
-            )
+            raise DataError("the run holds no finished evaluation", where=folder, fix=_going_on(folder))
         found += [(step if len(given) == 1 else f"{_last(folder)}/{step}", path) for step, path in steps]
     names = [name for name, _ in found]
     return {name if names.count(name) == 1 else folder: folder for name, folder in found}
@@ -225,6 +223,17 @@ def _text(path: str) -> str:
         raise DataError(
             f"cannot read the audit: {error}", where=path, fix="make it: `polysome datasets audit -o FILE`"
         ) from error
+
+
+def _going_on(folder: str) -> str:
+    """What to do about a run without results."""
+    from polysome.operations.runs import RECORD, read_run
+    from polysome.storage import exists, join
+
+    if not exists(join(folder, RECORD)):
+        return "evaluate first: `polysome evaluate …`"
+    record = read_run(folder)
+    return f"go on with the run, which is {record.status}: `{record.command}`, with `--run-id {record.id}`"
 
 
 def _last(folder: str) -> str:

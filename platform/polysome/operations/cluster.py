@@ -139,16 +139,23 @@ def _started(cpus: int) -> Iterator[None]:
     Config.initialize("")
     folder = _session_folder()
     try:
-        with _keeping_signals():
-            ray.init(
-                address="local",
-                num_cpus=count,
-                include_dashboard=False,
-                object_store_memory=_object_store_bytes(machine.memory_available, machine.shared_memory_available),
-                logging_level=logging.ERROR,
-                log_to_driver=log.isEnabledFor(logging.INFO),
-                _temp_dir=folder,
-            )
+        try:
+            with _keeping_signals():
+                ray.init(
+                    address="local",
+                    num_cpus=count,
+                    include_dashboard=False,
+                    object_store_memory=_object_store_bytes(machine.memory_available, machine.shared_memory_available),
+                    logging_level=logging.ERROR,
+                    log_to_driver=log.isEnabledFor(logging.INFO),
+                    _temp_dir=folder,
+                )
+        except Exception as error:  # Ray raises a plain one where its processes do not come up in time.
+            raise ResourceError(
+                f"Ray did not start on this machine: {str(error).splitlines()[0]}",
+                where="this machine",
+                fix="give the same command again when the machine is less busy; with a run id it goes on",
+            ) from error
         yield
     finally:
         ray.shutdown()
