@@ -46,7 +46,8 @@ def tokenizer(tmp_path_factory):
 def test_all_real_data_are_prepared(tmp_path, tokenizer, kind, recipe, max_length):
     from polysome.data.prepare import prepare
 
-    chosen = sources(kind)
+    # The sample's rows are those of epigenetic_marks; once more, they are more of one length than the rest fills up.
+    chosen = [item for item in sources(kind) if item["dataset"] != "epigenetic_marks_sample"]
     if kind == "corpus":
         # 67,861 peaks of 100 bp, all of one length, would leave 56 of 1,200 positions to nothing.
         chosen = [
