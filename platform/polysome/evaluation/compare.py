@@ -12,7 +12,7 @@ from polysome.config import ConfigurationError, DataError
 from polysome.evaluation import statistics
 from polysome.evaluation.answers import Answered, label_of_scores, read_answers
 from polysome.evaluation.baselines import BASELINES_FOLDER, read_predictions
-from polysome.evaluation.measure import SCALE, Measurement, Style
+from polysome.evaluation.measure import SCALE, Measurement, Style, without_nan
 from polysome.evaluation.measure import compare as paired
 from polysome.evaluation.parsers import Prediction
 from polysome.evaluation.report import omics_groups, title_of
@@ -78,7 +78,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """JSON-able: raw values, nan as null."""
         rows = [{**asdict(row), "significant": row.significant} for row in self.rows]
-        content: dict[str, Any] = _without_nan({"style": self.style, "rows": rows, "notes": list(self.notes)})
+        content: dict[str, Any] = without_nan({"style": self.style, "rows": rows, "notes": list(self.notes)})
         return content
 
     def rich(self) -> "Table":
@@ -340,11 +340,3 @@ def _times(value: float, *, sign: bool = False) -> str:
 
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content

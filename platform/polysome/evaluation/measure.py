@@ -71,7 +71,7 @@ class Measurement:
         }
         if self.subsets:
             content["subsets"] = {name: subset.to_json() for name, subset in self.subsets.items()}
-        return _without_nan(content)
+        return without_nan(content)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Measurement":
@@ -292,7 +292,10 @@ def _estimate(content: Mapping[str, Any]) -> Estimate:
     return Estimate(*(math.nan if content[key] is None else content[key] for key in ("value", "low", "high")))
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
+    """The content with None for every nan, which JSON has no word for."""
     if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
