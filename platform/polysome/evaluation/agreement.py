@@ -17,6 +17,7 @@ import numpy as np
 from polysome.config import ConfigurationError
 from polysome.evaluation import statistics
 from polysome.evaluation.graders import Grade, Grader, Item
+from polysome.evaluation.measure import without_nan
 from polysome.evaluation.metrics import Floats
 from polysome.evaluation.report import title_of
 from polysome.evaluation.resampling import Resampled
@@ -89,12 +90,10 @@ class Grading:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able: counts and agreements, nan as null."""
-        rows = [asdict(item) for item in self.agreements]
-        agreements = [
-            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-            for row in rows
-        ]
-        return {"graded": [asdict(item) for item in self.graded], "agreements": agreements}
+        content: dict[str, Any] = without_nan(
+            {"graded": [asdict(item) for item in self.graded], "agreements": [asdict(item) for item in self.agreements]}
+        )
+        return content
 
     def rich(self) -> "RenderableType":
         """Both tables for a terminal."""
