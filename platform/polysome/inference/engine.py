@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Conversation = list[dict[str, str]]
 """Chat messages, each with `role` (system, user or assistant) and `content`; the last one is the user's."""
 
+Prompt = Conversation | str | tuple[int, ...]
+"""What is answered: a conversation; a plain text that the answer goes on with; or token ids that it goes on with."""
+
 Pool = Literal["mean", "last"]
 """How hidden states become one vector: their mean over the tokens, or that of the last token."""
 
@@ -34,6 +37,8 @@ class Generation:
     """Tokens generated, the turn end and a stop string included; 0 where an endpoint does not tell."""
     finish_reason: Literal["stop", "length"]
     """`stop`: the model ended its turn or said a stop string; `length`: `max_new_tokens` or the context ran out."""
+    tokens: tuple[int, ...] = ()
+    """The generated ids, turn end and stop string included; empty where an endpoint does not tell."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is served, where, how it grows, and the limits that one caller meets."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,21 @@ class Limits(Config):
     messages: Annotated[int, Field(ge=1, le=1000)] = 64
     choices: Annotated[int, Field(ge=1)] = 1024
     """Choices in one `/v1/score`."""
+    prompts: Annotated[int, Field(ge=1)] = 64
+    """Prompts in one `/v1/completions`, texts in one `/v1/embeddings`."""
+    n: Annotated[int, Field(ge=1, le=128)] = 8
+    """Answers to one prompt."""
+    logprobs: Annotated[int, Field(ge=0, le=100)] = 5
+    """Alternatives told for each token."""
+    sequence_characters: Annotated[int, Field(ge=1)] = 100_000
+    """Characters of one sequence; a task's own bounds are mostly tighter."""
+    batch_bytes: Annotated[int, Field(ge=1024)] = 50 * 1024 * 1024
+    """Body of one `/v1/predict/batch`."""
+    batch_records: Annotated[int, Field(ge=1)] = 1_000_000
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Of one key, at one gateway; null: no bound."""
+    requests_at_once: Annotated[int, Field(ge=1)] | None = None
+    """Of one key, at one gateway; null: no bound."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Upper bound of `max_tokens`."""
     default_max_tokens: Annotated[int, Field(ge=1)] = 128
@@ -53,12 +68,31 @@ class ServeSettings(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "polysome"
     """The model's id in the API, and the name of the Serve application."""
     host: str = "127.0.0.1"
-    """Address that the HTTP proxy listens on. The API asks for no key: put a proxy that does before another address."""
+    """Address that the HTTP proxy listens on; one that others reach needs `keys`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     prompt: Prompt = "concise"
     """System prompt of `/v1/predict`."""
     autoscaling: Autoscaling = Autoscaling()
     gateway_replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    engine: Literal["batch", "continuous", "vllm"] = "batch"
+    """`batch`: static batches, mixed adapters; `continuous`: requests join and leave the batch at every step; `vllm`:
+    vLLM through `ray.serve.llm`, which the extra `vllm` installs."""
+    keys: str | None = None
+    """File of API keys that `polysome keys` writes; null asks for none, which only a loopback `host` may."""
+    adapters: str | None = None
+    """Folder or URL of the adapter registry that `polysome adapters` writes; null serves the base alone."""
+    adapters_per_replica: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Adapters in memory at once; the one that was asked longest ago makes room."""
+    calibration: str | None = None
+    """Finished evaluation (its run folder) of this model, whose calibration and errors `/v1/predict` tells."""
+    runs: str | None = None
+    """Folder or URL of the runs that the pages and `/v1/jobs` show; null shows none."""
+    batches: str | None = None
+    """Folder or URL, seen by every gateway, for `/v1/predict/batch`; null refuses batches."""
+    jobs_address: str | None = None
+    """Jobs API of the cluster that `/v1/jobs` submits to; null takes no jobs."""
+    recipes: list[str] = []
+    """Recipes, paths within the checkout, that may be submitted through the gateway."""
     cpus_per_replica: Annotated[int, Field(ge=1)] = 1
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16

@@ -1,0 +1,68 @@
+"""What the gateway's routers share: the configuration, the pool behind it, and how a call gets its model and time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from polysome.serving.calls import Pool, Target
+from polysome.serving.config import ServeConfig
+from polysome.serving.protocol import ApiError
+
+if TYPE_CHECKING:
+    from polysome.serving.adapters import Registry
+    from polysome.serving.jobs_api import Jobs
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One gateway. Every router is made from it: `router(context)`."""
+
+    config: ServeConfig
+    pool: Pool
+    fingerprint: str
+    """Of the base model's folder."""
+    registry: Registry | None = None
+    """Published adapters; None serves the base alone."""
+    jobs: Jobs | None = None
+    """What `/v1/jobs` submits to; None takes no jobs."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def target(self, model: str | None) -> Target:
+        """The model of a name, and the time that a request has from now.
+
+        Args:
+            model: the base's name, `ADAPTER` (its current version) or `ADAPTER@VERSION`; None is the base.
+
+        Raises:
+            ApiError: 404, no such model.
+        """
+        deadline = time.time() + self.config.request_timeout_seconds
+        if model is None or model == self.config.name:
+            return Target(deadline)
+        adapter = self.registry.find(model) if self.registry is not None else None
+        if adapter is None:
+            raise ApiError(404, f"no model {model!r}; GET /v1/models lists them", code="model_not_found", param="model")
+        return Target(deadline, adapter)
+
+    def system_fingerprint(self, target: Target) -> str:
+        """Of the weights that answer: base, and adapter where there is one."""
+        return f"fp_{self.fingerprint}" + (f"-{target.adapter.fingerprint}" if target.adapter else "")
+
+    async def within(self, target: Target, work: Awaitable[ResultT]) -> ResultT:
+        """The result of `work`, ended at the target's deadline with 408."""
+        try:
+            return await asyncio.wait_for(work, timeout=max(0.0, target.deadline - time.time()))
+        except TimeoutError as error:
+            raise ApiError(
+                408,
+                f"no answer within {self.config.request_timeout_seconds:g} s; ask for less at once, or later",
+                code="timeout",
+                # OpenAI's clients would otherwise ask the same again, twice.
+                headers={"x-should-retry": "false"},
+            ) from error
