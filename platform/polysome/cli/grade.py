@@ -1,6 +1,8 @@
 """`polysome grade`: answers in free text in; grades of people, a rule and a judge, and their agreement, out."""
 
 import shlex
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +46,7 @@ def grade(
     from polysome.evaluation import agreement, graders
     from polysome.evaluation.results import read_evaluation
     from polysome.operations import provenance
+    from polysome.operations.program import announcer
     from polysome.storage import open_atomic
 
     folders = evaluation_folders([run], runs)
@@ -69,7 +72,7 @@ def grade(
     if rule:
         chosen.append(graders.RuleGrader())
     if judge:
-        chosen.append(_judge(judge, judge_model, record, folder))
+        chosen.append(_judge(judge, judge_model, record, folder, announcer(sys.stderr if as_json else sys.stdout)))
     found = agreement.grade(items, chosen)
     written = found.write(folder)
     if markdown:
@@ -82,7 +85,9 @@ def grade(
     console().print(f"written: {written}", markup=False, soft_wrap=True)
 
 
-def _judge(source: str, model: str | None, record: str | None, folder: str) -> "Grader":
+def _judge(
+    source: str, model: str | None, record: str | None, folder: str, announce: Callable[[str], None]
+) -> "Grader":
     from polysome.config import validate
     from polysome.evaluation.graders import JudgeGrader
     from polysome.inference.endpoint import Endpoint, as_endpoint
@@ -95,7 +100,7 @@ def _judge(source: str, model: str | None, record: str | None, folder: str) -> "
             raise ConfigurationError(
                 f"{source} is no address", where="--judge-model, --record", fix="they are of endpoints: leave them out"
             )
-        return JudgeGrader(open_engine(source))
+        return JudgeGrader(open_engine(source), announce=announce)
     if record is None and "://" in folder:
         raise ConfigurationError(
             "the judge's answers are recorded in a local file, and the run is not local",
@@ -103,4 +108,4 @@ def _judge(source: str, model: str | None, record: str | None, folder: str) -> "
             fix="name one: --record FILE",
         )
     settings = {"url": endpoint.url, "model": model, "record": record or join(folder, RECORD)}
-    return JudgeGrader(open_engine(validate(Endpoint, settings, where="--judge")))
+    return JudgeGrader(open_engine(validate(Endpoint, settings, where="--judge")), announce=announce)

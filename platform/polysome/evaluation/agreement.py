@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 
 from polysome.config import ConfigurationError
@@ -21,7 +22,7 @@ from polysome.evaluation.measure import without_nan
 from polysome.evaluation.metrics import Floats
 from polysome.evaluation.report import title_of
 from polysome.evaluation.resampling import Resampled
-from polysome.storage import join, open_atomic
+from polysome.storage import exists, join, open_atomic
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,9 +79,14 @@ class Grading:
     agreements: tuple[Agreement, ...]
 
     def write(self, folder: str) -> str:
-        """Write a line per grade to `GRADES_FILE` of a folder or URL, whole; returns its path."""
+        """Write a line per grade to `GRADES_FILE` of a folder or URL; returns its path.
+
+        Lines of graders that are not of this grading stay.
+        """
         path = join(folder, GRADES_FILE)
+        kept = [line for line in _lines(path) if json.loads(line)["grader"] not in self.grades]
         with open_atomic(path, "w") as handle:
+            handle.writelines(f"{line}\n" for line in kept)
             for name, grades in self.grades.items():
                 for item, grade in zip(self.items, grades, strict=True):
                     if grade is not None:
@@ -219,6 +225,13 @@ def _kappa(one: Floats, other: Floats) -> float:
         # Graders who give one and the same grade alone: kappa is 0 over 0, which is told as nan.
         warnings.simplefilter("ignore")
         return float(cohen_kappa_score(one, other, labels=[0, 1]))
+
+
+def _lines(path: str) -> list[str]:
+    if not exists(path):
+        return []
+    with fsspec.open(path, "r", encoding="utf-8") as handle:
+        return [line for line in handle.read().split("\n") if line]
 
 
 def _percent(share: float) -> str:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +187,7 @@ def run_baselines(
     chosen: Sequence[Baseline] = CHEAP,
     groups: Mapping[str, NDArray[np.int64]] | None = None,
     cache: str | None = None,
+    announce: Callable[[str], None] = logger.info,
 ) -> dict[str, Baselines]:
     """Baselines of several tasks side by side, one Ray task of one CPU each, on the connected cluster.
 
@@ -198,6 +199,7 @@ def run_baselines(
         groups: leakage groups of the rows of `split`, by data set.
         cache: folder that keeps what was found before, in `BASELINES_FILE` and `BASELINES_FOLDER`; they are made, and
             brought up to date task by task.
+        announce: is told in a line of each task whose baselines are done.
 
     Raises:
         ResourceError: no cluster is connected, or a local one without a CPU.
@@ -220,9 +222,10 @@ def run_baselines(
             found[name] = Baselines.from_json(record, predictions)
         else:
             calls[name] = remote.remote(spec, split, subsets, limit, seed, resamples, tuple(chosen), own)
-    for name, call in calls.items():
+    for place, (name, call) in enumerate(calls.items(), start=1):
         try:
             found[name] = ray.get(call)
+            announce(f"  baselines of {name} ({place}/{len(calls)})")
         except ray.exceptions.RayTaskError as error:
             cause = cause_of(error)
             if cause is None:

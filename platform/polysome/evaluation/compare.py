@@ -313,7 +313,7 @@ def _notes(contestants: Sequence[Contestant]) -> list[str]:
     tasks = [{result.dataset for result in item.evaluation.tasks} for item in contestants]
     for left_out in sorted(task for task in {*chain(*tasks)} if not all(task in own for own in tasks)):
         have = ", ".join(item.name for item, own in zip(contestants, tasks, strict=True) if left_out in own)
-        notes.append(f"{title_of(left_out)} was asked of {have} alone.")
+        notes.append(f"{title_of(left_out)} has answers of {have} alone.")
     if limit := contestants[0].evaluation.settings.get("limit"):
         notes.append(f"At most {limit} rows of each task, for trying out.")
     return notes

@@ -140,6 +140,12 @@ class EvaluationConfig(EvaluationSettings):
             raise ValueError("an endpoint takes no adapter: serve its merged export")
         return self
 
+    @model_validator(mode="after")
+    def _draws_of_an_endpoint_differ(self) -> "EvaluationConfig":
+        if self.replicas > 1 and isinstance(self.model, Endpoint) and self.model.extra.get("seed") is not None:
+            raise ValueError("replicas differ in their seed: leave seed out of the endpoint's extra fields")
+        return self
+
     @property
     def source(self) -> str:
         """The model in words: its folder, or the endpoint's address and model."""

@@ -6,6 +6,7 @@ grader cannot say. No grader is the truth: `agreement` measures how far they agr
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from polysome.config import DataError
 from polysome.evaluation.actors import Refusal, ask
 from polysome.evaluation.answers import own_samples
 from polysome.evaluation.results import Evaluation
-from polysome.inference.engine import Conversation, Engine
+from polysome.inference.engine import Conversation, Engine, Generation
 from polysome.specs import dataset
 from polysome.storage import open_atomic
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("key", "grade", "grader")
 """Of the CSV file of people's grades; others, such as those that `write_sheet` adds, are for reading."""
 _SHOWN = ("question", "reference", "answer")
+_JUDGED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class JudgeGrader:
     engine: Engine
     name: str = "judge"
     max_new_tokens: int = 256
+    announce: Callable[[str], None] = logger.info
+    """Is told in lines how far it is."""
 
     def grade(self, items: Sequence[Item]) -> list[Grade | None]:
         """See `Grader.grade`. The last 0 or 1 of what the judge says counts; where there is none it cannot say.
@@ -121,7 +127,11 @@ class JudgeGrader:
             ConfigurationError, ResourceError: the engine cannot answer at all.
         """
         asked = [item for item in items if item.answer.strip()]
-        said = ask(self.engine, [judging(item) for item in asked], self.max_new_tokens)
+        said: list[Generation | Refusal] = []
+        for start in range(0, len(asked), _JUDGED_AT_ONCE):
+            part = asked[start : start + _JUDGED_AT_ONCE]
+            said += ask(self.engine, [judging(item) for item in part], self.max_new_tokens)
+            self.announce(f"  {len(said):,}/{len(asked):,} answers judged")
         found = {
             item.key: Grade(None, f"not asked: {one.reason}")
             if isinstance(one, Refusal)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +111,7 @@ def evaluate(
     questions = [item for task in planned for item in task.asked]
     with SampleFile(folder) as samples:
         waiting = [item for item in questions if _is_open(samples.known.get(item.key))]
-        announce(f"{len(questions)} questions, {len(questions) - len(waiting)} of them answered before")
+        announce(f"{_counted(questions, config)}, {len(questions) - len(waiting)} of them answered before")
         _ask(config, planned, waiting, samples, len(questions), progress)
         known = {item.key: samples.known[item.key] for item in questions}
     found = _baselines(config, planned, shared or folder, announce)
@@ -140,6 +140,16 @@ def evaluate(
     )
     write_json(join(folder, RESULTS_FILE), evaluation.to_json())
     return evaluation
+
+
+def _counted(questions: Sequence[Question], config: EvaluationConfig) -> str:
+    """How many, and of which kind."""
+    kinds = {"answers in words": 0, "scored": 0, "scored on dev, to calibrate": 0}
+    for item in questions:
+        scored = "scored" if item.split == config.split else "scored on dev, to calibrate"
+        kinds["answers in words" if item.mode == "text" else scored] += 1
+    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+    return f"{len(questions):,} questions ({told})"
 
 
 def _is_fake(config: EvaluationConfig) -> bool:
@@ -176,6 +186,7 @@ def _baselines(
         chosen=config.baselines,
         groups={task.spec.name: task.groups for task in planned},
         cache=cache,
+        announce=announce,
     )
 
 

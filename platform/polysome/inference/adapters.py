@@ -1,6 +1,9 @@
-"""Adapters: PEFT folders put on a loaded model by name, and switched while it answers."""
+"""Adapters: PEFT folders put on a loaded model by name, switched while it answers, and mixed within one batch."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from polysome.config import ConfigurationError
 from polysome.models.adapter import check_base
@@ -18,6 +21,14 @@ class Adapters:
         self._model = model
         self._peft: Any = None
         self.active: str | None = None
+        """Answers where a call does not say which."""
+        self._applied: str | None = None
+        self._mixes: dict[str, bool] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Of the adapters that are loaded."""
+        return [] if self._peft is None else list(self._peft.peft_config)
 
     def load(self, url: str, name: str) -> None:
         """Load the adapter of a folder (path or fsspec URL); which one is active does not change.
@@ -30,7 +41,7 @@ class Adapters:
         """
         from peft import PeftConfig, PeftModel
 
-        if self._peft is not None and name in self._peft.peft_config:
+        if name in self.names:
             raise ConfigurationError(f"there is an adapter {name!r} already", where=url, fix="give it another name")
         check_base(self._model, url)
         folder = local_folder(url)
@@ -41,7 +52,24 @@ class Adapters:
             self._peft = PeftModel(self._model, config, adapter_name=name)
         self._peft.load_adapter(folder, name, torch_device=device)
         self._peft.eval()
-        self.activate(self.active)
+        self._apply(self.active, anew=True)
+
+    def unload(self, name: str) -> None:
+        """Free an adapter's weights.
+
+        Raises:
+            ConfigurationError: it is not loaded, or answers.
+        """
+        self.require(name)
+        if name == self.active:
+            raise ConfigurationError(f"adapter {name!r} answers", where="adapter", fix="activate another one first")
+        others = [other for other in self.names if other != name]
+        if others:
+            # PEFT deletes a module's copies only while another adapter's are in use.
+            self._apply(others[0], anew=True)
+        self._peft.delete_adapter(name)
+        self._apply(self.active, anew=True)
+        self._mixes.pop(name, None)
 
     def activate(self, name: str | None) -> None:
         """Answer with one adapter from now on, or without any.
@@ -49,14 +77,66 @@ class Adapters:
         Raises:
             ConfigurationError: no such adapter is loaded.
         """
-        names = [] if self._peft is None else list(self._peft.peft_config)
-        if name is not None and name not in names:
-            raise ConfigurationError(
-                f"no adapter {name!r} is loaded", where="adapter", fix=f"load it, or choose of: {', '.join(names)}"
-            )
+        if name is not None:
+            self.require(name)
         self.active = name
-        if self._peft is None:
+        self._apply(name)
+
+    def call(self, names: Sequence[str | None] | None, inputs: dict[str, Any]) -> Any:
+        """The model's output for a batch whose rows have adapters of their own; None: the active one has all rows.
+
+        Raises:
+            ConfigurationError: no such adapter is loaded.
+        """
+        distinct = {self.active} if names is None else set(names)
+        for name in distinct - {None}:
+            assert name is not None
+            self.require(name)
+        if len(distinct) == 1:
+            (name,) = distinct
+            self._apply(name)
+            return self._model(**inputs)
+        assert names is not None
+        first = next(name for name in names if name is not None)
+        self._apply(first)
+        return self._peft(**inputs, adapter_names=[name or "__base__" for name in names])
+
+    def mixes(self, name: str) -> bool:
+        """Whether an adapter can share a batch with others: tried once, as not every kind of layer can."""
+        if name not in self._mixes:
+            self._mixes[name] = self._tried(name)
+        return self._mixes[name]
+
+    @torch.inference_mode()
+    def _tried(self, name: str) -> bool:
+        device = self._model.get_input_embeddings().weight.device
+        ids = torch.tensor([[0, 1, 2], [0, 1, 2]], device=device)
+
+        def logits(names: list[str | None]) -> torch.Tensor:
+            found: torch.Tensor = self.call(names, {"input_ids": ids, "use_cache": False}).logits.float()
+            return found
+
+        apart = torch.stack([logits([name, name])[0], logits([None, None])[0]])
+        try:
+            together = logits([name, None])
+        except (ValueError, TypeError, NotImplementedError):
+            return False
+        return bool((together - apart).abs().max() <= 1e-2 * apart.abs().max())
+
+    def require(self, name: str) -> None:
+        """Raise ConfigurationError unless the adapter is loaded."""
+        if name not in self.names:
+            raise ConfigurationError(
+                f"no adapter {name!r} is loaded",
+                where="adapter",
+                fix=f"load it, or choose of: {', '.join(self.names)}",
+            )
+
+    def _apply(self, name: str | None, *, anew: bool = False) -> None:
+        """Make the layers answer with one adapter, or without any."""
+        if self._peft is None or (name == self._applied and not anew):
             return
+        self._applied = name
         if name is None:
             self._peft.base_model.disable_adapter_layers()
         else:

@@ -29,7 +29,7 @@ class Traced:
 
     tokens: tuple[int, ...]
     texts: tuple[str, ...]
-    """Of each token, as it stands in the text; joined they are the text."""
+    """What each token adds to the text of those before it."""
     logprobs: tuple[float | None, ...]
     """None for the first token of all, which nothing stands before."""
     top: tuple[tuple[tuple[str, float], ...], ...]
@@ -44,6 +44,8 @@ class Load:
     running: int
     """Answers that are being generated."""
     waiting: int
+    waited_seconds: float = 0.0
+    """How long the request that waits longest has waited."""
     cache_used: float | None = None
     """Share of the key-value cache's blocks in use, 0 to 1; None for an engine without blocks."""
 

@@ -13,8 +13,9 @@ import torch
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.inference.adapters import Adapters
+from polysome.inference.asynchronous import Traced
 from polysome.inference.decoding import Decoder, Row
-from polysome.inference.engine import Conversation, Generation, Pool, Sampling, Scores, check_choices
+from polysome.inference.engine import Generation, Pool, Prompt, Sampling, Scores, check_choices
 from polysome.inference.folder import require_adapter_folder, require_model_folder
 from polysome.inference.forward import Forward, batches
 from polysome.inference.scoring import Scorer
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 """Name of the adapter that an engine is opened with."""
+
+_TRACED_AT_ONCE = 256
+_SPELT_BEHIND = 8
+"""Tokens before one that decide how it is spelt: a blank, or the other bytes of a character."""
 
 
 class BatchEngine:
@@ -102,7 +107,7 @@ class BatchEngine:
 
     def _take(self, model: Any, tokenizer: Any, max_batch_tokens: int, *, where: str) -> None:
         self._tokenizer = tokenizer
-        self._max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens
         text_config = model.config.get_text_config()
         self.context = int(getattr(text_config, "max_position_embeddings", 0) or tokenizer.model_max_length)
         """Most tokens of prompt and answer together."""
@@ -115,10 +120,20 @@ class BatchEngine:
             )
         stop_tokens = _stop_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
-        self._forward = Forward(model, int(pad) if pad is not None else min(stop_tokens, default=0))
+        self._adapters = Adapters(model)
+        self._forward = Forward(model, int(pad) if pad is not None else min(stop_tokens, default=0), self._adapters)
         self._decoder = Decoder(self._forward, tokenizer, stop_tokens)
         self._scorer = Scorer(self._forward, self.context, max_batch_tokens)
-        self._adapters = Adapters(model)
+
+    @property
+    def decoder(self) -> Decoder:
+        """What fills rows' answers."""
+        return self._decoder
+
+    @property
+    def adapters(self) -> Adapters:
+        """Those that are loaded."""
+        return self._adapters
 
     def load_adapter(self, folder: str, *, name: str) -> None:
         """Load a PEFT adapter beside others; it answers inside `using(name)`. It must read the engine's tokenizer.
@@ -145,7 +160,7 @@ class BatchEngine:
 
     def generate(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Prompt],
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
@@ -155,22 +170,25 @@ class BatchEngine:
     ) -> list[Generation]:
         """See `Engine.generate`."""
         sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
-        rows = self._rows(conversations, sampling)
+        fresh = np.random.SeedSequence().generate_state(4).tolist()
+        rows = [
+            self.row(conversation, sampling, index, fresh=fresh) for index, conversation in enumerate(conversations)
+        ]
 
         def answer(batch: list[int]) -> None:
             # Copies, as memory may run out when half of an answer is there.
             tried = copy.deepcopy([rows[index] for index in batch])
-            for _ in self._decoder.steps(tried, sampling):
+            for _ in self._decoder.steps(tried):
                 pass
             for index, row in zip(batch, tried, strict=True):
                 rows[index] = row
 
-        self._forward.run(self._decoder.batches(rows, self._max_batch_tokens), answer)
-        return [self._generation(row, sampling) for row in rows]
+        self._forward.run(self._decoder.batches(rows, self.max_batch_tokens), answer)
+        return [self.generation(row) for row in rows]
 
     def stream(
         self,
-        conversation: Conversation,
+        conversation: Prompt,
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
@@ -180,12 +198,12 @@ class BatchEngine:
     ) -> Iterator[str]:
         """See `Engine.stream`."""
         sampling = Sampling.of(max_new_tokens, temperature, top_p, seed, stop)
-        (row,) = self._rows([conversation], sampling)
+        row = self.row(conversation, sampling)
 
         def pieces() -> Iterator[str]:
             told = Pieces(sampling.stop)
             try:
-                for _ in self._decoder.steps([row], sampling):
+                for _ in self._decoder.steps([row]):
                     if piece := told.push(self._decoder.text(row.answer)):
                         yield piece
             except torch.OutOfMemoryError as error:
@@ -195,16 +213,16 @@ class BatchEngine:
 
         return pieces()
 
-    def score(self, conversations: Sequence[Conversation], choices: Sequence[str]) -> list[Scores]:
+    def score(self, conversations: Sequence[Prompt], choices: Sequence[str]) -> list[Scores]:
         """See `Engine.score`. Prompt and choice are tokenized apart, as the turn start is a special token."""
         check_choices(choices)
-        prompts = [self._encode_prompt(conversation) for conversation in conversations]
+        prompts = [self.encode(conversation) for conversation in conversations]
         encoded = [self._tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
         return self._scorer.score(prompts, encoded)
 
-    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[Prompt], *, pool: Pool) -> NDArray[np.float32]:
         """See `Engine.embed`."""
-        rows = [self._tokenizer.encode(text) if isinstance(text, str) else self._encode_prompt(text) for text in texts]
+        rows = [self.encode(text) for text in texts]
         for index, row in enumerate(rows):
             if not 1 <= len(row) <= self.context:
                 raise DataError(
@@ -224,7 +242,7 @@ class BatchEngine:
                 vectors = states[:, -1]
             found[batch] = vectors.cpu().numpy()
 
-        self._forward.run(batches(sizes, budget=self._max_batch_tokens, padding=self._forward.overhead), read)
+        self._forward.run(batches(sizes, budget=self.max_batch_tokens, padding=self._forward.overhead), read)
         return found
 
     def health(self) -> None:
@@ -241,43 +259,99 @@ class BatchEngine:
                 "the model's output is not finite", where=device, fix="check the weights; restart the process"
             )
 
-    def _encode_prompt(self, conversation: Conversation) -> list[int]:
+    @torch.inference_mode()
+    def trace(self, prompt: Prompt, answer: Sequence[int], *, top: int) -> Traced:
+        """See `AsyncEngine.trace`."""
+        ids = [*self.encode(prompt), *answer]
+        if len(ids) > self.context:
+            raise DataError(
+                f"prompt and answer have {len(ids)} tokens, the model's context is {self.context}",
+                fix="shorten the prompt, or use a model with a longer context",
+            )
+        logits, _ = self._forward.logits(*self._forward.padded([ids]), keep=len(ids), use_cache=False)
+        logprobs: list[float | None] = [None]
+        best: list[tuple[tuple[str, float], ...]] = [()]
+        for start in range(0, len(ids) - 1, _TRACED_AT_ONCE):
+            targets = torch.tensor(ids[start + 1 : start + 1 + _TRACED_AT_ONCE], device=logits.device)
+            likelihoods = torch.log_softmax(logits[0, start : start + len(targets)].float(), dim=-1)
+            logprobs += likelihoods.gather(-1, targets[:, None])[:, 0].tolist()
+            values, places = likelihoods.topk(min(top, likelihoods.shape[-1]), dim=-1)
+            best += [
+                tuple((self._tokenizer.decode([token]), value) for token, value in zip(*pair, strict=True))
+                for pair in zip(places.tolist(), values.tolist(), strict=True)
+            ]
+        return Traced(tuple(ids), tuple(self._spelt(ids)), tuple(logprobs), tuple(best))
+
+    def _spelt(self, ids: list[int]) -> Iterator[str]:
+        """The text that each token adds to those before it."""
+        for index, token in enumerate(ids):
+            before = ids[max(0, index - _SPELT_BEHIND) : index]
+            known = self._tokenizer.decode(before)
+            yield self._tokenizer.decode([*before, token])[len(known) :]
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: a conversation up to where the answer begins, a text as the tokenizer reads a
+        document, ids as they are.
+
+        Raises:
+            DataError: the chat template cannot render the conversation; an id is none of the vocabulary.
+        """
         from jinja2 import TemplateError
 
-        if not conversation:
+        if isinstance(prompt, str):
+            return list(self._tokenizer.encode(prompt))
+        if isinstance(prompt, tuple):
+            if not all(0 <= token < len(self._tokenizer) for token in prompt):
+                raise DataError(
+                    f"a token id is none of the vocabulary's {len(self._tokenizer)}",
+                    fix="use the tokenizer of this model",
+                )
+            return list(prompt)
+        if not prompt:
             raise DataError("the conversation is empty", fix="give it a message of the user")
         try:
-            text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+            text = self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, KeyError) as error:
             raise DataError(
                 f"the chat template cannot render this conversation: {error}",
-                where=f"roles {[message.get('role') for message in conversation]}",
+                where=f"roles {[message.get('role') for message in prompt]}",
                 fix="use the roles that the model's chat template knows, each with text content",
             ) from error
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _rows(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Row]:
-        fresh = np.random.SeedSequence().generate_state(4).tolist()
-        rows = []
-        for index, conversation in enumerate(conversations):
-            prompt = self._encode_prompt(conversation)
-            room = self.context - len(prompt)
-            if room < 1:
-                raise DataError(
-                    f"the prompt has {len(prompt)} tokens, the model's context is {self.context} "
-                    "and must hold at least one token of an answer",
-                    where=f"conversation {index}",
-                    fix="shorten the sequence or the question, or use a model with a longer context",
-                )
-            entropy = sampling.entropy(index) or [*fresh, index]
-            draws = np.random.default_rng(entropy) if sampling.temperature > 0 else None
-            rows.append(Row(prompt, min(sampling.max_new_tokens, room), draws))
-        return rows
+    def row(self, prompt: Prompt, sampling: Sampling, index: int = 0, *, fresh: Sequence[int] | None = None) -> Row:
+        """A prompt on its way, answered by the active adapter.
 
-    def _generation(self, row: Row, sampling: Sampling) -> Generation:
-        text, said_stop = cut(self._decoder.text(row.answer), sampling.stop)
+        Args:
+            prompt: what is answered.
+            sampling: how.
+            index: of the prompt among those that share `sampling`.
+            fresh: entropy of the draws where `sampling` has no seed.
+
+        Raises:
+            DataError: the prompt cannot be rendered, is empty, or leaves no room for a token in the context.
+        """
+        ids = self.encode(prompt)
+        room = self.context - len(ids)
+        if room < 1 or not ids:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens, the model's context is {self.context} "
+                "and must hold at least one token of prompt and one of an answer",
+                where=f"conversation {index}",
+                fix="shorten the sequence or the question, or use a model with a longer context",
+            )
+        draws = None
+        if sampling.temperature > 0:
+            own = fresh if fresh is not None else np.random.SeedSequence().generate_state(4).tolist()
+            draws = np.random.default_rng(sampling.entropy(index) or [*own, index])
+        limit = min(sampling.max_new_tokens, room)
+        return Row(ids, limit, sampling, draws, adapter=self._adapters.active)
+
+    def generation(self, row: Row) -> Generation:
+        """What a row that is done says."""
+        text, said_stop = cut(self._decoder.text(row.answer), row.sampling.stop)
         reason: Literal["stop", "length"] = "stop" if row.stopped or said_stop else "length"
-        return Generation(text, len(row.prompt), len(row.answer), reason)
+        return Generation(text, len(row.prompt), len(row.answer), reason, tuple(row.answer))
 
 
 @contextmanager

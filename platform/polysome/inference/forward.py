@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from polysome.config import DataError
+from polysome.inference.adapters import Adapters
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,11 @@ class Forward:
     Args:
         model: a transformers causal language model.
         pad: token id that fills rows up; it is never seen.
+        adapters: of the model.
     """
 
-    def __init__(self, model: Any, pad: int) -> None:
-        self.model, self._pad = model, pad
+    def __init__(self, model: Any, pad: int, adapters: Adapters) -> None:
+        self.model, self._pad, self._adapters = model, pad, adapters
         weight = model.get_input_embeddings().weight
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
@@ -65,6 +67,7 @@ class Forward:
         positions: torch.Tensor | None = None,
         cache: Any = None,
         use_cache: bool = True,
+        adapters: Sequence[str | None] | None = None,
     ) -> tuple[torch.Tensor, Any]:
         """Logits [rows, keep, vocabulary] of the last `keep` positions, and the cache grown by `input_ids`.
 
@@ -73,6 +76,7 @@ class Forward:
             mask: int64 [rows, cached + length], 0 for padding; or additive [rows, 1, length, cached + length], which
                 needs `positions`.
             positions: int64 [rows, length]; without, those that `mask` tells.
+            adapters: name of each row's adapter, None for the base; without, the active one has all rows.
         """
         options: dict[str, Any] = {"use_cache": use_cache}
         if cache is not None:
@@ -81,13 +85,14 @@ class Forward:
             options["position_ids"] = positions_of(mask)[:, -input_ids.shape[1] :] if positions is None else positions
         if self._takes_logits_to_keep:
             options["logits_to_keep"] = keep
-        output = self.model(input_ids=input_ids, attention_mask=mask, **options)
+        output = self._adapters.call(adapters, {"input_ids": input_ids, "attention_mask": mask, **options})
         return output.logits[:, -keep:], output.past_key_values if use_cache else None
 
     @torch.inference_mode()
     def hidden(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, length, hidden] after the last layer and its norm."""
         options = {"position_ids": positions_of(mask)} if self.takes_positions else {}
+        self._adapters.activate(self._adapters.active)
         output = self.model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options)
         states: torch.Tensor = output.last_hidden_state
         return states
@@ -162,6 +167,12 @@ def join_caches(caches: list[Any]) -> Any:
             joined = torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
             setattr(layer, name, joined)
     return first
+
+
+def crop_cache(cache: Any, leading: int) -> None:
+    """Take the first `leading` positions, padding in every row, off a cache; see `Forward.joins_caches`."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[..., leading:, :], layer.values[..., leading:, :]
 
 
 def batches(sizes: Sequence[int], *, budget: int, padding: int) -> list[list[int]]:

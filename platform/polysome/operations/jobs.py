@@ -192,7 +192,7 @@ def _asked(announce: Announce) -> Callable[[int, int], None]:
         nonlocal shown, first
         first = done if first is None else first
         now = time.monotonic()
-        if now - shown >= PROGRESS_SECONDS and done > first:
+        if done > first and (now - shown >= PROGRESS_SECONDS or done == total):
             shown = now
             left = (now - started) / (done - first) * (total - done)
             announce(f"  {done:,}/{total:,} answers  {left:.0f} s left")

@@ -1,26 +1,39 @@
 """The Serve application of one model: gateway and pool wired together, started, and stopped."""
 
+from __future__ import annotations
+
+import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from polysome.config import ResourceError
 from polysome.data.ray_errors import cause_of
-from polysome.inference.engine import Conversation, Generation, Scores
+from polysome.inference.asynchronous import Delta, Traced
+from polysome.inference.engine import Generation, Prompt, Sampling, Scores
+from polysome.inference.engine import Pool as Pooling
 from polysome.inference.folder import model_fingerprint
+from polysome.serving.access import Access
+from polysome.serving.adapters import Registry
+from polysome.serving.calls import Overloaded, Pool, Target
 from polysome.serving.checks import check, model_folder, require_free_port
 from polysome.serving.config import ServeConfig
-from polysome.serving.gateway import Overloaded, create_api
-from polysome.serving.pool import GenerateCall, ModelPool
-from polysome.serving.prediction import Sampling
+from polysome.serving.context import Context
+from polysome.serving.gateway import create_api
+from polysome.serving.jobs_api import Jobs
+from polysome.serving.pool import ModelPool
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Gateway", "HandlePool", "build", "check", "require_free_port", "serving", "start", "stop", "wait"]
 
@@ -32,87 +45,142 @@ _START_SECONDS = 300.0
 
 
 class HandlePool:
-    """The pool as the gateway sees it: calls through a Serve handle, Ray's failures told as Polysome's errors."""
+    """The pool as the gateway sees it: calls through a Serve handle, Ray's failures told as Polysome's errors.
 
-    def __init__(self, handle: DeploymentHandle, config: ServeConfig) -> None:
-        self._handle, self._config = handle, config
+    A replica that has an adapter in memory is preferred for it. A call whose replica died before anything of it was
+    told is asked once more of another one, as asking changes nothing.
+    """
 
-    async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
-        """See `Backend.generate`."""
-        call = GenerateCall(conversation, sampling, self._deadline())
-        generation: Generation = await self._ask(self._handle.generate.remote(call))
-        return generation
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
-        """See `Backend.score`."""
-        scores: Scores = await self._ask(self._handle.score.remote(conversation, choices, self._deadline()))
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, target: Target, *, stream: bool = True
+    ) -> AsyncIterator[Delta]:
+        """See `calls.Pool.generate`."""
+        if not stream:
+            whole: Generation = await self._ask(target, lambda pool: pool.generate.remote(prompt, sampling, target))
+            yield Delta(whole.text, whole)
+            return
+        told = False
+        for attempt in range(2):
+            pieces = self._of(target).options(stream=True).stream.remote(prompt, sampling, target)
+            try:
+                async for piece in pieces:
+                    told = True
+                    yield piece
+                return
+            except RayError as error:
+                if told or attempt or not _died(error):
+                    raise _told(error) from error
+                log.warning("a replica died before it answered; asking another one")
+            finally:
+                # Of a caller that is gone: the replica stops at its next step. Of an ended answer it does nothing.
+                pieces.cancel()
+
+    async def score(self, prompt: Prompt, choices: Sequence[str], target: Target) -> Scores:
+        """See `calls.Pool.score`."""
+        scores: Scores = await self._ask(target, lambda pool: pool.score.remote(prompt, choices, target))
         return scores
 
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+        """See `calls.Pool.embed`."""
+        vectors: NDArray[np.float32] = await self._ask(target, lambda to: to.embed.remote(texts, pool, target))
+        return vectors
+
+    async def trace(self, prompt: Prompt, answer: Sequence[int], top: int, target: Target) -> Traced:
+        """See `calls.Pool.trace`."""
+        traced: Traced = await self._ask(target, lambda pool: pool.trace.remote(prompt, answer, top, target))
+        return traced
+
     async def ready(self) -> None:
-        """See `Pool.ready`."""
-        await self._ask(self._handle.ready.remote())
+        """See `calls.Pool.ready`."""
+        await self._ask(None, lambda pool: pool.ready.remote())
 
-    def _deadline(self) -> float:
-        return time.time() + self._config.request_timeout_seconds
+    def _of(self, target: Target | None) -> DeploymentHandle:
+        if target is None or target.adapter is None:
+            return self._handle
+        return self._handle.options(multiplexed_model_id=target.adapter.id)
 
-    async def _ask(self, response: Any) -> Any:
-        try:
-            return await response
-        except BackPressureError as error:
-            raise Overloaded("too many requests wait for the model", fix="ask again in a moment") from error
-        except DeploymentUnavailableError as error:
-            raise ResourceError("the model is not available", fix="ask again later") from error
-        except RayError as error:
-            cause = cause_of(error)
-            if cause is not None:
-                raise cause from None
-            if isinstance(error, RayTaskError):
+    async def _ask(self, target: Target | None, ask: Callable[[DeploymentHandle], Any]) -> Any:
+        for attempt in range(2):
+            response = ask(self._of(target))
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()
                 raise
-            # A replica or its node died under the request.
-            raise ResourceError("the replica that answered is gone", fix="ask again in a moment") from error
+            except RayError as error:
+                if attempt or not _died(error):
+                    raise _told(error) from error
+                log.warning("a replica died before it answered; asking another one")
+        raise AssertionError("unreachable")
+
+
+def _died(error: RayError) -> bool:
+    """Whether the replica or its node ended, rather than its work failing."""
+    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+
+
+def _told(error: RayError) -> Exception:
+    """What the gateway is told of one of Ray's failures."""
+    if isinstance(error, BackPressureError):
+        return Overloaded("too many requests wait for the model", fix="ask again in a moment")
+    if isinstance(error, DeploymentUnavailableError):
+        return ResourceError("the model is not available", fix="ask again later")
+    cause = cause_of(error)
+    if cause is not None:
+        return cause
+    if isinstance(error, RayTaskError):
+        return error
+    return ResourceError("the replica that answered is gone", fix="ask again in a moment")
 
 
 class Gateway:
     """A stateless front: builds the API in its own process, so that nothing of FastAPI is pickled."""
 
-    def __init__(self, config: dict[str, Any], fingerprint: str, pool: DeploymentHandle) -> None:
+    def __init__(self, config: dict[str, Any], fingerprint: str, pool: DeploymentHandle, jobs: Jobs | None) -> None:
         self._config = ServeConfig.model_validate(config)
-        self._fingerprint = fingerprint
-        self._pool = HandlePool(pool, self._config)
+        self._fingerprint, self._jobs = fingerprint, jobs
+        self._pool: Pool = HandlePool(pool)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_api(self._config, self._pool, fingerprint=self._fingerprint)
+        registry = Registry(self._config.adapters) if self._config.adapters else None
+        context = Context(self._config, self._pool, self._fingerprint, registry, self._jobs)
+        return create_api(context, Access.of(self._config))
 
 
-def build(config: ServeConfig) -> Application:
+def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:
     """The application: gateway in front of an autoscaled pool.
 
     A new version starts beside the old one (`max_surge_percent=100`), so an update drops no request.
 
+    Args:
+        config: what is served.
+        jobs: what the gateway submits jobs to.
+
     Raises:
         DataError: the model folder lacks config, safetensors weights, tokenizer or chat template.
+        ConfigurationError: the engine needs what is not installed.
     """
     config = config.model_copy(update={"model": model_folder(config.model)})
     settings = config.model_dump(mode="json")
-    scaling = config.autoscaling
-    pool = serve.deployment(
-        name="ModelPool",
-        autoscaling_config={
-            "min_replicas": scaling.min_replicas,
-            "initial_replicas": max(1, scaling.min_replicas),
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-            "upscale_delay_s": scaling.upscale_delay_s,
-            "downscale_delay_s": scaling.downscale_delay_s,
-        },
-        max_ongoing_requests=config.max_ongoing_requests,
-        max_queued_requests=config.max_queued_requests,
-        max_surge_percent=100,
-        graceful_shutdown_timeout_s=config.request_timeout_seconds,
-        health_check_period_s=10,
-        health_check_timeout_s=60,
-        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
-    )(ModelPool).bind(settings)
+    if config.engine == "vllm":
+        from polysome.serving.vllm_pool import vllm_deployment
+
+        pool = vllm_deployment(config)
+    else:
+        pool = serve.deployment(
+            name="ModelPool",
+            autoscaling_config=_autoscaling(config),
+            max_ongoing_requests=config.max_ongoing_requests,
+            max_queued_requests=config.max_queued_requests,
+            max_surge_percent=100,
+            graceful_shutdown_timeout_s=config.request_timeout_seconds,
+            health_check_period_s=10,
+            health_check_timeout_s=60,
+            ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
+        )(ModelPool).bind(settings)
     gateway = serve.deployment(
         name="Gateway",
         num_replicas=config.gateway_replicas,
@@ -122,10 +190,31 @@ def build(config: ServeConfig) -> Application:
         graceful_shutdown_timeout_s=config.request_timeout_seconds,
         ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(Gateway))
-    return gateway.bind(settings, model_fingerprint(config.model), pool)
+    return gateway.bind(settings, model_fingerprint(config.model), pool, jobs)
 
 
-def start(config: ServeConfig) -> str:
+def _autoscaling(config: ServeConfig) -> dict[str, Any]:
+    scaling = config.autoscaling
+    settings: dict[str, Any] = {
+        "min_replicas": scaling.min_replicas,
+        "initial_replicas": max(1, scaling.min_replicas),
+        "max_replicas": scaling.max_replicas,
+        "target_ongoing_requests": scaling.target_ongoing_requests,
+        "upscale_delay_s": scaling.upscale_delay_s,
+        "downscale_delay_s": scaling.downscale_delay_s,
+    }
+    if scaling.target_queue_seconds is not None:
+        settings["policy"] = {
+            "policy_function": "polysome.serving.autoscaling:QueueTime",
+            "policy_kwargs": {
+                "target_seconds": scaling.target_queue_seconds,
+                "requests_per_replica": scaling.target_ongoing_requests,
+            },
+        }
+    return settings
+
+
+def start(config: ServeConfig, *, jobs: Jobs | None = None) -> str:
     """Deploy on the connected Ray and wait until a token was generated; returns the URL. Stopped by `stop`.
 
     Raises:
@@ -145,7 +234,7 @@ def start(config: ServeConfig) -> str:
         },
     )
     try:
-        serve.run(build(config), name=config.name, route_prefix="/", blocking=False)
+        serve.run(build(config, jobs=jobs), name=config.name, route_prefix="/", blocking=False)
         _wait_until_ready(httpx, config)
     except BaseException:
         stop(config)
@@ -174,9 +263,9 @@ def _wait_until_ready(httpx: Any, config: ServeConfig) -> None:
 
 
 @contextlib.contextmanager
-def serving(config: ServeConfig) -> Iterator[str]:
+def serving(config: ServeConfig, *, jobs: Jobs | None = None) -> Iterator[str]:
     """`start` and `stop` as one block; gives the URL."""
-    url = start(config)
+    url = start(config, jobs=jobs)
     try:
         yield url
     finally:

@@ -49,8 +49,17 @@ class Pool(Protocol):
     adapter is not usable) and ResourceError (no replica, or the one that answered is gone).
     """
 
-    def generate(self, prompt: Prompt, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
-        """See `AsyncEngine.generate`; a call is retried once on another replica if its own died before a piece came."""
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, target: Target, *, stream: bool = True
+    ) -> AsyncIterator[Delta]:
+        """See `AsyncEngine.generate`; a call is retried once on another replica if its own died before a piece came.
+
+        Args:
+            prompt: what is answered.
+            sampling: how.
+            target: by which model, and until when.
+            stream: False: one piece, the whole answer, which is cheaper.
+        """
         ...
 
     async def score(self, prompt: Prompt, choices: Sequence[str], target: Target) -> Scores:

@@ -16,6 +16,8 @@ class Autoscaling(Config):
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = 2
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 8
     """Requests at once that one replica shall have; more starts another."""
+    target_queue_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Scale by how long requests wait in the replicas instead; null: by `target_ongoing_requests` alone."""
     upscale_delay_s: Annotated[float, Field(ge=0)] = 10
     downscale_delay_s: Annotated[float, Field(ge=0)] = 300
 

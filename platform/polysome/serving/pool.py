@@ -1,162 +1,177 @@
-"""The model pool: one engine per replica, many callers' requests answered together, none harming another."""
+"""The model pool: replicas of one base model, each with an engine that many callers ask at once, adapters on top."""
+
+from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray import serve
 
-from polysome.config import PolysomeError, ResourceError
-from polysome.inference.engine import Conversation, Engine, Generation, Scores
+from polysome.inference.asynchronous import AsyncEngine, Delta, Traced
+from polysome.inference.engine import Generation, Prompt, Sampling, Scores
+from polysome.inference.engine import Pool as Pooling
+from polysome.serving.autoscaling import QUEUE_SECONDS
+from polysome.serving.calls import Expired, Target
 from polysome.serving.config import ServeConfig
-from polysome.serving.prediction import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from polysome.serving.adapters import Published
+
+ResultT = TypeVar("ResultT")
 
 _HEALTHY_SECONDS = 20.0
+_UNLOAD_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
-class GenerateCall:
-    """One conversation to answer before `deadline` (seconds of `time.time`)."""
+def open_async_engine(config: ServeConfig) -> AsyncEngine:
+    """The engine that the configuration names, on the GPU where replicas have one.
 
-    conversation: Conversation
-    sampling: Sampling
-    deadline: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one call of a batch: exactly one of the two is set."""
-
-    generation: Generation | None = None
-    error: PolysomeError | None = None
-
-
-class Expired(PolysomeError):
-    """The caller's deadline passed before the work began."""
-
-
-def load_engine(config: ServeConfig) -> Engine:
-    """The engine for the configured folder, on the GPU where replicas have one."""
-    from polysome.inference.batch import BatchEngine
-
-    return BatchEngine(
-        config.model,
-        max_batch_tokens=config.max_batch_tokens,
-        threads=config.cpus_per_replica,
-        device="cuda" if config.gpus_per_replica else "cpu",
-    )
-
-
-def answer_batch(engine: Engine, calls: Sequence[GenerateCall]) -> list[Outcome]:
-    """Answer calls together where they sample alike; a call that the engine refuses is answered with its own error.
-
-    A seeded sample depends on its place in the engine's batch, so a call with a seed has a batch of its own.
+    Raises:
+        DataError, ConfigurationError: the model cannot be opened.
     """
-    outcomes: list[Outcome | None] = [None] * len(calls)
-    groups: dict[object, list[int]] = {}
-    now = time.time()
-    for index, call in enumerate(calls):
-        if call.deadline < now:
-            outcomes[index] = Outcome(error=Expired("the request waited longer than its time limit"))
-            continue
-        alone = call.sampling.temperature > 0 and call.sampling.seed is not None
-        groups.setdefault((call.sampling, index if alone else None), []).append(index)
-    for members in groups.values():
-        for index, outcome in zip(members, _answer_alike(engine, [calls[i] for i in members]), strict=True):
-            outcomes[index] = outcome
-    return [outcome for outcome in outcomes if outcome is not None]
+    device = "cuda" if config.gpus_per_replica else "cpu"
+    if config.engine == "continuous":
+        from polysome.inference.continuous import ContinuousEngine
 
-
-def _answer_alike(engine: Engine, calls: Sequence[GenerateCall]) -> list[Outcome]:
-    sampling = calls[0].sampling
-    try:
-        generations = engine.generate(
-            [call.conversation for call in calls],
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
+        return ContinuousEngine.open(
+            config.model,
+            max_batch_size=config.max_batch_size,
+            max_batch_tokens=config.max_batch_tokens,
+            threads=config.cpus_per_replica,
+            device=device,
         )
-    except PolysomeError as error:
-        if len(calls) == 1:
-            return [Outcome(error=error)]
-        # One of them is refused; asked one by one, the others get their answers.
-        return [outcome for call in calls for outcome in _answer_alike(engine, [call])]
-    return [Outcome(generation=generation) for generation in generations]
+    from polysome.inference.batch import BatchEngine
+    from polysome.inference.static import StaticEngine
+
+    engine = BatchEngine(
+        config.model, max_batch_tokens=config.max_batch_tokens, threads=config.cpus_per_replica, device=device
+    )
+    return StaticEngine(engine, max_batch_size=config.max_batch_size, batch_wait_seconds=config.batch_wait_seconds)
 
 
 class ModelPool:
-    """A replica: the Serve deployment that holds one engine, whose calls run in one thread, one after another."""
+    """A replica: the Serve deployment that holds one engine."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = ServeConfig.model_validate(config)
-        self._engine = load_engine(self._config)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._busy_since: float | None = None
+        self._engine = open_async_engine(self._config)
+        self._published: dict[str, Published] = {}
+        self._adapter = self._multiplexed()
         self._healthy_until = 0.0
-        batching: Any = self._answer
-        batching.set_max_batch_size(self._config.max_batch_size)
-        batching.set_batch_wait_timeout_s(self._config.batch_wait_seconds)
 
-    async def generate(self, call: GenerateCall) -> Generation:
-        """Answer one call, batched with those that wait at the same time.
+    async def stream(self, prompt: Prompt, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
+        """See `calls.Pool.generate`. What was said while the caller was busy comes as one piece."""
+        adapter = await self._in_time(target, lambda: self._ready_adapter(target))
+        answer = self._engine.generate(prompt, sampling, adapter=adapter)
+        try:
+            async with asyncio.timeout(target.deadline - time.time()):
+                async for delta in answer:
+                    yield delta
+        except TimeoutError as error:
+            raise Expired("the answer took longer than the request's time limit") from error
+        finally:
+            await answer.aclose()  # type: ignore[attr-defined]
+        self._answered()
 
-        Raises:
-            PolysomeError: the engine refuses the call, or its deadline passed while it waited.
-        """
-        outcome: Outcome = await self._answer(call)
-        if outcome.error is not None:
-            raise outcome.error
-        assert outcome.generation is not None
-        return outcome.generation
+    async def generate(self, prompt: Prompt, sampling: Sampling, target: Target) -> Generation:
+        """The whole answer at once."""
+        last = None
+        async for delta in self.stream(prompt, sampling, target):
+            last = delta.generation
+        assert last is not None
+        return last
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], deadline: float) -> Scores:
-        """Log-likelihood of each choice, all in as few forward passes as fit.
+    async def score(self, prompt: Prompt, choices: Sequence[str], target: Target) -> Scores:
+        """See `AsyncEngine.score`."""
+        return await self._asked(target, lambda adapter: self._engine.score(prompt, choices, adapter=adapter))
 
-        Raises:
-            PolysomeError: the engine refuses the conversation, or the deadline passed while it waited.
-        """
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+        """See `AsyncEngine.embed`."""
+        return await self._asked(target, lambda adapter: self._engine.embed(texts, pool=pool, adapter=adapter))
 
-        def work() -> Scores:
-            if deadline < time.time():
-                raise Expired("the request waited longer than its time limit")
-            return self._engine.score([conversation], choices)[0]
-
-        return await self._run(work)
+    async def trace(self, prompt: Prompt, answer: Sequence[int], top: int, target: Target) -> Traced:
+        """See `AsyncEngine.trace`."""
+        return await self._asked(target, lambda adapter: self._engine.trace(prompt, answer, top=top, adapter=adapter))
 
     async def ready(self) -> None:
-        """Return once a token was generated lately, if need be now.
+        """Return once the model computed something lately, if need be now.
 
         Raises:
-            ResourceError: the engine gives no usable token, or has not answered for longer than a request may take.
+            ResourceError: the engine gives no usable token.
         """
-        await self.check_health()
+        if time.monotonic() > self._healthy_until:
+            await self._engine.health()
+            self._answered()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve where it scales by queue time."""
+        return {QUEUE_SECONDS: self._engine.load().waited_seconds}
 
     async def check_health(self) -> None:
-        """Called by Serve; a replica that raises is replaced. Work in progress is health until it takes too long."""
-        now = time.monotonic()
-        if self._busy_since is not None:
-            patience = self._config.request_timeout_seconds * 2
-            if now - self._busy_since > patience:
-                raise ResourceError(f"the engine has been silent for {patience:.0f} s", where=self._config.name)
-        elif now > self._healthy_until:
-            await self._run(self._engine.health)
+        """Called by Serve; a replica that raises, or does not answer in time, is replaced."""
+        await self.ready()
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
-    async def _answer(self, calls: list[GenerateCall]) -> list[Outcome]:
-        return await self._run(lambda: answer_batch(self._engine, calls))
+    def _answered(self) -> None:
+        self._healthy_until = time.monotonic() + _HEALTHY_SECONDS
 
-    async def _run(self, work: Any) -> Any:
-        def timed() -> Any:
-            self._busy_since = time.monotonic()
-            try:
-                result = work()
-                self._healthy_until = time.monotonic() + _HEALTHY_SECONDS
-                return result
-            finally:
-                self._busy_since = None
+    async def _asked(self, target: Target, ask: Callable[[str | None], Awaitable[ResultT]]) -> ResultT:
+        async def work() -> ResultT:
+            return await ask(await self._ready_adapter(target))
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+        result = await self._in_time(target, work)
+        self._answered()
+        return result
+
+    async def _in_time(self, target: Target, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        target.require_time()
+        try:
+            async with asyncio.timeout(target.deadline - time.time()):
+                return await work()
+        except TimeoutError as error:
+            raise Expired("the request waited longer than its time limit") from error
+
+    async def _ready_adapter(self, target: Target) -> str | None:
+        """Name of the target's adapter, loaded if need be."""
+        if target.adapter is None:
+            return None
+        self._published[target.adapter.id] = target.adapter
+        loaded: _Loaded = await self._adapter(target.adapter.id)
+        return loaded.name
+
+    def _multiplexed(self) -> Callable[[str], Awaitable[_Loaded]]:
+        """Loads an adapter by id; Serve keeps the latest few, and routes requests to replicas that have theirs."""
+
+        async def load_published_adapter(adapter: str) -> _Loaded:
+            from polysome.serving.adapters import fetch
+
+            published = self._published[adapter]
+            folder = await asyncio.to_thread(fetch, published)
+            await self._engine.load_adapter(folder, name=adapter)
+            return _Loaded(adapter, self._engine)
+
+        decorate: Any = serve.multiplexed(max_num_models_per_replica=self._config.adapters_per_replica)
+        loader: Callable[[str], Awaitable[_Loaded]] = decorate(load_published_adapter)
+        return loader
+
+
+class _Loaded:
+    """An adapter in memory. Serve calls `__del__` when another one needs the room, outside of the event loop."""
+
+    def __init__(self, name: str, engine: AsyncEngine) -> None:
+        self.name, self._engine = name, engine
+        self._loop, self._home = asyncio.get_running_loop(), threading.get_ident()
+        self._gone = False
+
+    def __del__(self) -> None:
+        # At the replica's own end the loop itself drops the last ones; then there is nothing to free.
+        if self._gone or threading.get_ident() == self._home or self._loop.is_closed():
+            return
+        self._gone = True
+        unloading = asyncio.run_coroutine_threadsafe(self._engine.unload_adapter(self.name), self._loop)
+        unloading.result(timeout=_UNLOAD_SECONDS)

@@ -93,7 +93,7 @@ def test_tasks_that_one_alone_has_are_noted_and_none_in_common_is_refused(runs: 
     write_evaluation(tmp_path / "some", right(0.5), tasks=["planted_promoter"])
     found = compare([*good, read_contestant(str(tmp_path / "some"), "some")], resamples=100)
     assert [row.dataset for row in found.rows] == ["planted_promoter"]
-    assert any("Planted RNA-protein binding was asked of good alone" in note for note in found.notes)
+    assert any("Planted RNA-protein binding has answers of good alone" in note for note in found.notes)
     write_evaluation(tmp_path / "binding", right(0.5), tasks=["planted_binding"])
     with pytest.raises(ConfigurationError, match="no task in common"):
         compare([read_contestant(str(tmp_path / name), name) for name in ("some", "binding")])

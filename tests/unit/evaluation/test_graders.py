@@ -71,6 +71,12 @@ def test_a_judge_sees_question_reference_and_answer_and_one_that_it_refuses_is_n
     assert "no answer is given" in found[1].why
 
 
+def test_a_judge_tells_how_far_it_is() -> None:
+    told: list[str] = []
+    JudgeGrader(FakeEngine("1"), announce=told.append).grade(items(130))
+    assert [line.split()[0] for line in told] == ["64/130", "128/130", "130/130"]
+
+
 def human(name: str, grades: dict[int, int]) -> HumanGrader:
     return HumanGrader(name, {f"key{row}": value for row, value in grades.items()})
 
@@ -169,3 +175,6 @@ def test_a_sheet_is_filled_in_and_read(run: Path, tmp_path: Path, capsys: pytest
     assert "| Tiny generation | Ada - rule | 12 | 100.0 % | 1.00 |" in markdown.read_text()
     assert main(arguments) == 0
     assert "Ada" in capsys.readouterr().out
+    # The others' grades stay, and Ada's stand once.
+    graders = [json.loads(line)["grader"] for line in (run / "grades.jsonl").read_text().splitlines()]
+    assert {name: graders.count(name) for name in graders} == {"Ada": 12, "rule": 12, "judge": 12}

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from polysome.config import ConfigurationError, DataError
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.inference import scoring, trie
+from polysome.inference.adapters import Adapters
 from polysome.inference.batch import BatchEngine
 from polysome.inference.folder import adapter_fingerprint
 from polysome.inference.forward import Forward
@@ -180,7 +181,7 @@ def test_any_trie_gives_what_separate_forwards_give(
     choices: list[list[int]], prompts: list[list[int]], llama: str
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama).eval()
-    found = score_trie(Forward(model, pad=0), prompts, Trie.of(choices))
+    found = score_trie(Forward(model, 0, Adapters(model)), prompts, Trie.of(choices))
     with torch.no_grad():
         for row, prompt in enumerate(prompts):
             for column, choice in enumerate(choices):
