@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 # The gateway's own deadline ends a request first, in the API's error shape; the proxy's is the net below it.
 _PROXY_MARGIN_SECONDS = 15.0
 _START_SECONDS = 300.0
+_STOP_SECONDS = 15.0
 
 
 class HandlePool:
@@ -279,5 +280,15 @@ def wait() -> None:
 
 
 def stop(config: ServeConfig) -> None:
-    """End the application; others of the same Ray stay, and so does Serve's HTTP proxy until its Ray ends."""
-    serve.delete(config.name)
+    """End the application; others of the same Ray stay, and so does Serve's HTTP proxy until its Ray ends.
+
+    Requests under way are waited for a moment; Serve itself gives them the time that a request may take, and goes on
+    with that when this returns.
+    """
+    serve.delete(config.name, _blocking=False)
+    until = time.monotonic() + _STOP_SECONDS
+    while config.name in serve.status().applications:
+        if time.monotonic() > until:
+            log.warning("%s still answers what was asked of it before it ends", config.name)
+            return
+        time.sleep(0.1)
