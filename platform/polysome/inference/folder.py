@@ -87,6 +87,13 @@ def adapter_fingerprint(url: str) -> str:
     return _fingerprint(url, (ADAPTER_CONFIG, *_READ_BY_ENGINES))
 
 
+def context_length(url: str) -> int | None:
+    """Tokens that prompt and answer may have together, by the folder's `config.json`; None where it does not tell."""
+    config = read_json(join(url, "config.json"))
+    found = config.get("text_config", config).get("max_position_embeddings")
+    return int(found) if found else None
+
+
 def _fingerprint(url: str, read: tuple[str, ...]) -> str:
     chosen = [name for name in list_folder(url) if name in read or name.endswith(".safetensors")]
     return fingerprint({name: _file_hash(join(url, name)) for name in chosen})

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -20,7 +20,7 @@ from polysome.data.ray_errors import cause_of
 from polysome.inference.asynchronous import Delta, Traced
 from polysome.inference.engine import Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
-from polysome.inference.folder import model_fingerprint
+from polysome.inference.folder import context_length, model_fingerprint
 from polysome.serving.access import Access
 from polysome.serving.adapters import Registry
 from polysome.serving.calls import Overloaded, Pool, Target
@@ -57,7 +57,7 @@ class HandlePool:
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, target: Target, *, stream: bool = True
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """See `calls.Pool.generate`."""
         if not stream:
             whole: Generation = await self._ask(target, lambda pool: pool.generate.remote(prompt, sampling, target))
@@ -147,7 +147,14 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         registry = Registry(self._config.adapters) if self._config.adapters else None
-        context = Context(self._config, self._pool, self._fingerprint, registry, self._jobs)
+        context = Context(
+            self._config,
+            self._pool,
+            self._fingerprint,
+            registry=registry,
+            jobs=self._jobs,
+            max_model_len=context_length(self._config.model),
+        )
         return create_api(context, Access.of(self._config))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,7 +51,7 @@ class Pool(Protocol):
 
     def generate(
         self, prompt: Prompt, sampling: Sampling, target: Target, *, stream: bool = True
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """See `AsyncEngine.generate`; a call is retried once on another replica if its own died before a piece came.
 
         Args:

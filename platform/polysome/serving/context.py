@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from polysome.serving.calls import Pool, Target
+from polysome.serving.concurrently import Bounded
 from polysome.serving.config import ServeConfig
 from polysome.serving.protocol import ApiError
 
@@ -31,7 +33,14 @@ class Context:
     """Published adapters; None serves the base alone."""
     jobs: Jobs | None = None
     """What `/v1/jobs` submits to; None takes no jobs."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together; None where the model's folder does not tell."""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def bulk(self) -> Pool:
+        """The pool for requests of many questions, which together take at most half of its queue."""
+        return Bounded(self.pool, max(1, self.config.max_queued_requests // 2))
 
     def target(self, model: str | None) -> Target:
         """The model of a name, and the time that a request has from now.
@@ -49,6 +58,10 @@ class Context:
         if adapter is None:
             raise ApiError(404, f"no model {model!r}; GET /v1/models lists them", code="model_not_found", param="model")
         return Target(deadline, adapter)
+
+    def model_id(self, target: Target) -> str:
+        """Of what answers, as `/v1/models` lists it: the base's name, or `ADAPTER@VERSION`."""
+        return target.adapter.id if target.adapter else self.config.name
 
     def system_fingerprint(self, target: Target) -> str:
         """Of the weights that answer: base, and adapter where there is one."""
