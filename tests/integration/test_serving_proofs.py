@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import peft
 import pytest
 import torch
 from ports import free_port
@@ -21,6 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from polysome.inference.batch import BatchEngine
 from polysome.serving.adapters import Registry
 from polysome.serving.config import Autoscaling, Limits, ServeConfig
+from polysome.models.trainability import Rule, apply
+from polysome.training.adapter import write_adapter
 
 pytestmark = pytest.mark.ray
 
@@ -53,16 +54,15 @@ def model_folder(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def lora(base: str, folder: Path, seed: int) -> str:
-    """An adapter whose matrices are not zero, with the record of its base."""
+    """An adapter whose matrices are not zero, as training writes it."""
     torch.manual_seed(seed)
-    model = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
-    )
+    model = AutoModelForCausalLM.from_pretrained(base)
+    apply(model, [Rule(match="q_proj|up_proj", mode="lora", rank=4), Rule(match=".", mode="frozen")])
     with torch.no_grad():
         for value in model.parameters():
             if value.requires_grad:
                 value.add_(0.2 * torch.randn_like(value))
-    model.save_pretrained(folder)
+    assert write_adapter(model, str(folder), base=base)
     return str(folder)
 
 
@@ -74,7 +74,7 @@ def adapters(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tup
     folders = {}
     for seed, name in enumerate(("one", "two")):
         folders[name] = lora(model_folder, root / name, seed)
-        registry.publish(name, folders[name], base=model_folder)
+        registry.publish(folders[name], name)
     return str(root / "published"), folders
 
 
@@ -181,7 +181,7 @@ def test_an_adapter_is_published_and_rolled_back_under_load(served, model_folder
     url, _ = served
     registry = Registry(adapters[0])
     first, second = lora(model_folder, tmp_path / "first", 11), lora(model_folder, tmp_path / "second", 12)
-    registry.publish("fresh", first, base=model_folder)
+    registry.publish(first, "fresh")
     told = {"first": greedy(model_folder, first), "second": greedy(model_folder, second)}
     assert told["first"] != told["second"]
 
@@ -196,7 +196,7 @@ def test_an_adapter_is_published_and_rolled_back_under_load(served, model_folder
     async def work() -> None:
         async with load(url, clients=3, model="fresh") as seen:
             await until(url, told["first"])
-            registry.publish("fresh", second, base=model_folder)
+            registry.publish(second, "fresh")
             await until(url, told["second"])
             registry.rollback("fresh")
             await until(url, told["first"])

@@ -21,14 +21,15 @@ from polysome.inference.asynchronous import Delta, Traced
 from polysome.inference.engine import Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.inference.folder import context_length, model_fingerprint
-from polysome.serving.access import Access
+from polysome.serving.access import Access, Guard
 from polysome.serving.adapters import Registry
 from polysome.serving.calls import Overloaded, Pool, Target
-from polysome.serving.checks import check, model_folder, require_free_port
+from polysome.serving.checks import check, require_free_port, resolved
 from polysome.serving.config import ServeConfig
 from polysome.serving.context import Context
 from polysome.serving.gateway import create_api
 from polysome.serving.jobs_api import Jobs
+from polysome.serving.metrics import rejected
 from polysome.serving.pool import ModelPool
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Gateway:
         self._pool: Pool = HandlePool(pool)
 
     def __serve_build_asgi_app__(self) -> Any:
-        registry = Registry(self._config.adapters) if self._config.adapters else None
+        registry = Registry(self._config.adapters, base=self._fingerprint) if self._config.adapters else None
         context = Context(
             self._config,
             self._pool,
@@ -155,7 +156,8 @@ class Gateway:
             jobs=self._jobs,
             max_model_len=context_length(self._config.model),
         )
-        return create_api(context, Access.of(self._config))
+        # Outside of the application, so that what it refuses costs nothing, and its own failures get the headers too.
+        return Guard(create_api(context), Access.of(self._config), rejected)
 
 
 def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:
@@ -169,9 +171,9 @@ def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:
 
     Raises:
         DataError: the model folder lacks config, safetensors weights, tokenizer or chat template.
-        ConfigurationError: the engine needs what is not installed.
+        ConfigurationError: the engine needs what is not installed; others reach the host, and there are no keys.
     """
-    config = config.model_copy(update={"model": model_folder(config.model)})
+    config = resolved(config)
     settings = config.model_dump(mode="json")
     if config.engine == "vllm":
         from polysome.serving.vllm_pool import vllm_deployment

@@ -148,10 +148,11 @@ class ModelPool:
         """Loads an adapter by id; Serve keeps the latest few, and routes requests to replicas that have theirs."""
 
         async def load_published_adapter(adapter: str) -> _Loaded:
-            from polysome.serving.adapters import fetch
+            from polysome.serving.adapters import Registry
 
-            published = self._published[adapter]
-            folder = await asyncio.to_thread(fetch, published)
+            assert self._config.adapters is not None
+            registry = Registry(self._config.adapters)
+            folder = await asyncio.to_thread(registry.fetch, self._published[adapter])
             await self._engine.load_adapter(folder, name=adapter)
             return _Loaded(adapter, self._engine)
 
