@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 from ports import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from polysome.inference.batch import BatchEngine
+from polysome.models.trainability import Rule, apply
 from polysome.serving.adapters import Registry
 from polysome.serving.config import Autoscaling, Limits, ServeConfig
-from polysome.models.trainability import Rule, apply
 from polysome.training.adapter import write_adapter
 
 pytestmark = pytest.mark.ray
@@ -57,7 +58,9 @@ def lora(base: str, folder: Path, seed: int) -> str:
     """An adapter whose matrices are not zero, as training writes it."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
-    apply(model, [Rule(match="q_proj|up_proj", mode="lora", rank=4), Rule(match=".", mode="frozen")])
+    apply(
+        model, [Rule(match="q_proj|up_proj", mode="lora", rank=4, alpha=4.0), Rule(match=".", mode="frozen")], seed=seed
+    )
     with torch.no_grad():
         for value in model.parameters():
             if value.requires_grad:
@@ -165,9 +168,7 @@ def test_a_rolling_update_under_load_fails_no_request(served, model_folder):
             await asyncio.sleep(1)
             before = len(seen)
             newer = config.model_copy(update={"max_batch_size": 8})
-            await asyncio.to_thread(
-                serve.run, app.build(newer), name=config.name, route_prefix="/", blocking=False
-            )
+            await asyncio.to_thread(serve.run, app.build(newer), name=config.name, route_prefix="/", blocking=False)
             await asyncio.sleep(1)
         assert before > 0
         assert len(seen) > before
@@ -227,10 +228,9 @@ def test_interleaved_adapters_answer_as_each_does_alone(served, model_folder, ad
 
 
 def pool_pids() -> list[int]:
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
-    return [actor.pid for actor in actors if f"{NAME}:ModelPool" in actor.class_name]
+    """Of the replicas, which Ray names by deployment and whose raylet this process started."""
+    processes = psutil.Process().children(recursive=True)
+    return [one.pid for one in processes if f"{NAME}:ModelPool" in " ".join(one.cmdline())]
 
 
 def test_a_killed_replica_is_replaced_and_its_streams_end_with_an_error(served):
@@ -254,7 +254,7 @@ def test_a_killed_replica_is_replaced_and_its_streams_end_with_an_error(served):
             long = asyncio.create_task(stream(session, began))
             await asyncio.wait_for(began.wait(), timeout=60)
             async with load(url, clients=3) as seen:
-                (pid,) = await asyncio.to_thread(pool_pids)
+                (pid,) = pool_pids()
                 os.kill(pid, signal.SIGKILL)
                 killed = time.monotonic()
                 lines = await long
@@ -271,7 +271,7 @@ def test_a_killed_replica_is_replaced_and_its_streams_end_with_an_error(served):
 
 def test_a_caller_that_goes_away_frees_its_place(served):
     """Four places: four long streams are left; then four more are answered at once, long before the first would end."""
-    url, config = served
+    url, _ = served
 
     async def leave(session: httpx.AsyncClient, seed: int) -> None:
         request = body(stream=True, max_tokens=3500, temperature=1.0, seed=seed)
@@ -288,9 +288,7 @@ def test_a_caller_that_goes_away_frees_its_place(served):
                 *(session.post("/v1/chat/completions", json=body(max_tokens=2)) for _ in range(4))
             )
             freed = time.monotonic() - began
-            whole = await session.post(
-                "/v1/chat/completions", json=body(max_tokens=3500, temperature=1.0, seed=0)
-            )
+            whole = await session.post("/v1/chat/completions", json=body(max_tokens=3500, temperature=1.0, seed=0))
             full = time.monotonic() - began - freed
         assert [answer.status_code for answer in answers] == [200] * 4
         assert whole.status_code == 200

@@ -66,7 +66,7 @@ class HandlePool:
             return
         told = False
         for attempt in range(2):
-            pieces = self._of(target).options(stream=True).stream.remote(prompt, sampling, target)
+            pieces: Any = self._of(target).options(stream=True).stream.remote(prompt, sampling, target)
             try:
                 async for piece in pieces:
                     told = True
@@ -198,7 +198,8 @@ def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:
         max_ongoing_requests=2 * config.max_queued_requests + config.max_ongoing_requests,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=config.request_timeout_seconds,
-        ray_actor_options={"num_cpus": 0.1},
+        # It mostly waits; whole CPUs are for models, so that two replicas fit on two.
+        ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Gateway))
     return gateway.bind(settings, model_fingerprint(config.model), pool, jobs)
 
