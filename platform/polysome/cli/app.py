@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from polysome.cli import adapters, datasets, evaluate, evaluation, grade, keys, plan, tokens
+from polysome.cli import adapters, datasets, evaluate, evaluation, grade, keys, plan, predict, tokens
 from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
@@ -169,46 +169,7 @@ def _example_request(config: "ServeConfig") -> tuple[str, str]:
     return "/v1/chat/completions", json.dumps({"model": config.name, "messages": messages(config.prompt, asked)})
 
 
-@app.command()
-def predict(
-    sequences: Annotated[
-        list[str],
-        typer.Argument(metavar="SEQUENCE|FASTA|role=SEQ,role=SEQ...", help="What to ask about; - reads FASTA."),
-    ],
-    task: Annotated[str, typer.Option(help="Name of a data set with a task; see `polysome datasets ls`.")],
-    url: Annotated[str | None, typer.Option(help="A served model. Default: http://127.0.0.1:8000.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model folder, asked in this process instead.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a declared task of sequences."""
-    from polysome.serving import client
-    from polysome.serving.config import ServeConfig
-
-    if url and model:
-        raise ConfigurationError("--url and --model exclude each other", where="command line", fix="give one of them")
-    records = client.read_records(sequences)
-    raw = [record for _, record in records]
-    if model:
-        from polysome.config import validate
-        from polysome.serving import checks
-
-        folder = checks.model_folder(model)
-        config = validate(ServeConfig, {"model": folder}, where="--model")
-        predictions = client.ask_folder(config, task, raw)
-    else:
-        predictions = client.ask_server(url or "http://127.0.0.1:8000", task, raw)
-    named = [{"id": name, **prediction} for (name, _), prediction in zip(records, predictions, strict=True)]
-    if as_json:
-        print_json(named)
-        return
-    table = Table("record", "answer", "probability", "in the model's words", box=None, pad_edge=False)
-    for item in named:
-        value = "-" if item["value"] is None else f"{item['value']:g}"
-        probability = "" if item["probability"] is None else f"{item['probability']:.3f}"
-        table.add_row(escape(item["id"]), escape(item["label"] or value), probability, escape(item["text"]))
-    console().print(table)
-    console().print("Probabilities are the model's own, not calibrated. For research use only.", style="dim")
-    next_step("polysome predict --json …")
+app.command("predict")(predict.predict)
 
 
 @app.command()

@@ -11,8 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from polysome.evaluation.measure import without_nan
 from polysome.evaluation.metrics import Floats
 from polysome.specs import BinaryLabel, MulticlassLabel, Task, Value
+
+Method = Literal["platt", "temperature"]
 
 BINS = 15
 _SPREAD = 1e4
@@ -48,7 +51,7 @@ class Reliability:
 class Calibration:
     """Reliability on the test rows as they are, and after the fit on dev where there is one."""
 
-    method: Literal["platt", "temperature"] | None
+    method: Method | None
     """None: nothing could be fitted; `notes` says why."""
     parameters: Mapping[str, float]
     """`temperature`, or `slope` and `offset`."""
@@ -61,7 +64,16 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, nan as null."""
-        return _without_nan(asdict(self))
+        content: dict[str, Any] = without_nan(asdict(self))
+        return content
+
+    def probabilities(self, scores: Floats) -> Floats:
+        """[n, classes] class probabilities by the fit, those of the scores themselves where nothing could be fitted.
+
+        Args:
+            scores: [n, classes] log-likelihoods (binary: negative, positive).
+        """
+        return _probabilities(_fitted(scores, self.method, self.parameters))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Calibration":
@@ -104,13 +116,10 @@ def calibrate(
     if binary:
         slope, offset = fit_platt(dev_targets, dev_logits[:, 1] - dev_logits[:, 0])
         parameters = {"slope": slope, "offset": offset}
-        margin = slope * (logits[:, 1] - logits[:, 0]) + offset
-        changed = np.stack([np.zeros_like(margin), margin], axis=1)
     else:
-        temperature = fit_temperature(dev_targets, dev_logits)
-        parameters, changed = {"temperature": temperature}, logits / temperature
-    after = _reliability_of(targets, _probabilities(changed), binary)
-    method: Literal["platt", "temperature"] = "platt" if binary else "temperature"
+        parameters = {"temperature": fit_temperature(dev_targets, dev_logits)}
+    method: Method = "platt" if binary else "temperature"
+    after = _reliability_of(targets, _probabilities(_fitted(logits, method, parameters)), binary)
     return Calibration(method, parameters, len(targets), len(dev_targets), before, after, tuple(notes))
 
 
@@ -163,6 +172,14 @@ def _scored(labels: Sequence[Value | str], scores: Floats) -> tuple[NDArray[np.i
     return indices[known], matrix[known], int((~known).sum())
 
 
+def _fitted(logits: Floats, method: Method | None, parameters: Mapping[str, float]) -> Floats:
+    """The log-likelihoods as the fit changes them."""
+    if method == "platt":
+        margin = parameters["slope"] * (logits[:, 1] - logits[:, 0]) + parameters["offset"]
+        return np.stack([np.zeros_like(margin), margin], axis=1)
+    return logits / parameters["temperature"] if method == "temperature" else logits
+
+
 def _probabilities(logits: Floats) -> Floats:
     from scipy.special import softmax
 
@@ -206,11 +223,3 @@ def _reliability(content: Mapping[str, Any]) -> Reliability:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content

@@ -63,7 +63,8 @@ class EvaluationSettings(Config):
     prior_correction: bool = False
     """Tell scores relative to those under the same question without its molecules."""
     calibration_rows: Annotated[int, Field(ge=0)] = 2000
-    """Most dev rows, and no more than `limit`, that are scored to fit class probabilities; 0: no calibration."""
+    """Most dev rows, and no more than `limit`, that are scored to fit class probabilities, or asked in words for the
+    interval of a regression; 0: neither."""
     baselines: list[Baseline] = list(CHEAP)
     """Trivial systems that are measured on the same rows (A-119); `cnn` takes minutes a task."""
     actors: Annotated[int, Field(ge=1)] = 2

@@ -20,7 +20,7 @@ def log_counts(spec: Dataset, examples: list[list[str]]) -> "csr_matrix":
     from scipy.sparse import hstack
 
     blocks = [
-        _kmer_counts([sequences[position] for sequences in examples], molecule.type)
+        kmer_counts([sequences[position] for sequences in examples], molecule.type, _LONGEST_KMER[molecule.type])
         for position, molecule in enumerate(spec.molecules)
     ]
     counts = blocks[0] if len(blocks) == 1 else hstack(blocks, format="csr")
@@ -28,12 +28,13 @@ def log_counts(spec: Dataset, examples: list[list[str]]) -> "csr_matrix":
     return counts
 
 
-def _kmer_counts(sequences: list[str], molecule: MoleculeType) -> "csr_matrix":
-    """Counts of every k-mer of the plain alphabet; a k-mer with another letter (N, X) is left out."""
+def kmer_counts(sequences: list[str], molecule: MoleculeType, longest: int) -> "csr_matrix":
+    """Counts of every k-mer of the plain alphabet, k from 1 to `longest`; one with another letter (N, X) is left out:
+    float32 CSR [sequences, k-mers], short ones first, those of a length in the order of the alphabet."""
     from scipy.sparse import csr_matrix
 
     alphabet = ALPHABETS[molecule]
-    longest, letters = _LONGEST_KMER[molecule], len(alphabet)
+    letters = len(alphabet)
     codes_of_bytes = np.full(256, -1, dtype=np.int32)
     for code, letter in enumerate(alphabet):
         codes_of_bytes[ord(letter)] = codes_of_bytes[ord(letter.lower())] = code

@@ -13,8 +13,10 @@ from polysome.evaluation import parsers
 from polysome.evaluation.baselines import Baselines
 from polysome.evaluation.calibration import Calibration, calibrate
 from polysome.evaluation.config import EvaluationConfig
+from polysome.evaluation.intervals import Interval, conformal_interval
 from polysome.evaluation.measure import Estimate, Measurement, Style, measure, predictions_of
 from polysome.evaluation.parsers import Prediction, Sentiment
+from polysome.evaluation.profile import profiles
 from polysome.evaluation.questions import PlannedTask, Question
 from polysome.evaluation.replicas import agreement, vote
 from polysome.evaluation.results import TaskResult
@@ -74,12 +76,14 @@ def outcome(
         )
     styles: dict[str, Measurement] = {}
     scored, calibration = None, None
+    band: Interval | None = None
+    dev = planned.calibration if isinstance(planned.calibration, list) else []
+    dev_labels = [item.label for item in dev]
     if "scores" in planned.questions:
         scores = _scores(planned, planned.questions["scores"], known)
         headline = predictions_of(task, scores), scores
         scored = measured(headline[0], "scored", scores)
-        dev = planned.calibration if isinstance(planned.calibration, list) else None
-        held_out = ([item.label for item in dev], _scores(planned, dev, known)) if dev else None
+        held_out = (dev_labels, _scores(planned, dev, known)) if dev and dev[0].mode == "scores" else None
         calibration = calibrate(task, labels, scores, held_out)
         if calibration and calibration.method == "platt":
             value = measured(_calibrated(scores, calibration), "scored", scores).value
@@ -98,6 +102,11 @@ def outcome(
             styles[style] = replace(styles[style], parse_rate=Estimate(rate, *interval))
         if style == "strict":
             headline = predictions, None
+            if dev and dev[0].mode == "text":
+                answers = [known[item.key].model_output for item in dev]
+                read = [None if answer is None else parse(answer) for answer in answers]
+                band = conformal_interval(task, labels, predictions, (dev_labels, read))
+                notes.append(str(band) if band else f"no interval: too few of {len(dev)} dev answers say a number")
             if config.replicas > 1:
                 asked = f"{config.replicas} answers to each question at temperature {config.temperature:g}"
                 notes.append(f"{asked}: {agreement(task, rows)}")
@@ -122,6 +131,8 @@ def outcome(
         styles=styles,
         scored=scored,
         calibration=calibration,
+        interval=band,
+        profiles=profiles(spec, table),
         baselines=baselines.measurements,
         slices=_slices(planned, labels, *headline, config) if headline[0] else {},
         errors=reasons.total(),
@@ -140,8 +151,8 @@ def _scores(planned: PlannedTask, asked: Sequence[Question], known: Mapping[str,
 
 def _calibrated(scores: NDArray[np.float64], calibration: Calibration) -> list[Prediction]:
     """Yes or no by the fitted probability; a temperature moves no decision between classes, so it has none of this."""
-    margins = calibration.parameters["slope"] * (scores[:, 1] - scores[:, 0]) + calibration.parameters["offset"]
-    return [None if np.isnan(margin) else (float(margin > 0),) for margin in margins]
+    positive = calibration.probabilities(scores)[:, 1]
+    return [None if np.isnan(probability) else (float(probability > 0.5),) for probability in positive]
 
 
 def _width(planned: PlannedTask) -> int:

@@ -56,7 +56,8 @@ class PlannedTask:
         groups: int64 [rows], leakage group of each.
         choices: the answers to score; why there are none; None where scores are not asked for.
         questions: of the evaluated rows, by mode and in their order; in words those of all replicas of a row together.
-        calibration: of dev rows, mode `scores`; why there are none.
+        calibration: of dev rows, in the mode `scores` for class probabilities, in words for the interval of a
+            regression; why there are none.
         notes: what a reader must know about the task's rows.
     """
 
@@ -163,9 +164,10 @@ def _planned(spec: Dataset, config: EvaluationConfig, model: str, folder: str) -
             notes.append(f"not scored: {closed.reason}")
             continue
         asked[mode] = _questions(planned, config, model, rows, config.split, mode, groups)
-    calibration = _calibration(planned, config, model) if "scores" in asked else ""
+    calibration = _calibration(planned, config, model, tuple(asked))
     if isinstance(calibration, str) and calibration:
-        notes.append(f"not calibrated: {calibration}")
+        missing = "no interval" if planned.task.label.kind == "regression" else "not calibrated"
+        notes.append(f"{missing}: {calibration}")
     return PlannedTask(spec, planned.fingerprint, rows, groups, closed, asked, calibration, tuple(notes))
 
 
@@ -179,13 +181,22 @@ def _closed(spec: Dataset, config: EvaluationConfig) -> Choices | Unscored:
     return choices(spec, training, seed=config.seed)
 
 
-def _calibration(planned: PlannedTask, config: EvaluationConfig, model: str) -> list[Question] | str:
-    """Questions about dev rows, on which the calibration is fitted; or why there are none."""
+def _calibration(
+    planned: PlannedTask, config: EvaluationConfig, model: str, modes: tuple[Mode, ...]
+) -> list[Question] | str:
+    """Questions about dev rows, on which the calibration or the interval is fitted; or why there are none, which needs
+    no words where the test rows are not asked in the mode that it is for."""
     spec = planned.spec
+    kind = planned.task.label.kind
+    mode: Mode = "text" if kind == "regression" else "scores"
+    if mode not in modes:
+        return ""
     if config.calibration_rows == 0:
         return "the recipe sets calibration_rows to 0"
-    if planned.task.label.kind not in ("binary", "multiclass"):
-        return f"a {planned.task.label.kind} label has no class probabilities"
+    if kind not in ("binary", "multiclass", "regression"):
+        return f"a {kind} label has no class probabilities"
+    if mode == "text" and config.replicas > 1:
+        return "the interval is one of single answers"
     if config.split == "dev":
         return "the dev split itself is evaluated"
     if "dev" not in spec.splits:
@@ -194,7 +205,7 @@ def _calibration(planned: PlannedTask, config: EvaluationConfig, model: str) -> 
     subsets = [subset for subset in config.subsets or [] if subset in named] or None
     most = min(config.calibration_rows, config.limit or config.calibration_rows)
     rows = read_rows(spec, "dev", subsets=subsets, limit=most, seed=config.seed, purpose="calibration")
-    return _questions(planned, config, model, rows, "dev", "scores", None)
+    return _questions(planned, config, model, rows, "dev", mode, None)
 
 
 def _questions(

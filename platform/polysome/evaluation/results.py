@@ -6,7 +6,9 @@ from typing import Any
 
 from polysome.config import DataError
 from polysome.evaluation.calibration import Calibration
+from polysome.evaluation.intervals import Interval
 from polysome.evaluation.measure import Measurement
+from polysome.evaluation.profile import Profile
 from polysome.specs import Omics
 from polysome.storage import join, read_json
 
@@ -35,6 +37,10 @@ class TaskResult:
     """Of the most likely labels and the expected numbers; None where scores were not asked for or cannot be."""
     calibration: Calibration | None = None
     """Of the class probabilities."""
+    interval: Interval | None = None
+    """Around a regression's numbers in words; None where no dev rows were asked."""
+    profiles: tuple[Profile, ...] = ()
+    """Of each molecule in the evaluated rows; empty in the results of earlier versions."""
     baselines: Mapping[str, Measurement] = field(default_factory=dict)
     slices: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
     """By `length` and `gc`, for each quarter of the rows; of the strict reading, else of the scores."""
@@ -66,6 +72,8 @@ class TaskResult:
             "styles": _to_json(self.styles),
             "scored": self.scored.to_json() if self.scored else None,
             "calibration": self.calibration.to_json() if self.calibration else None,
+            "interval": self.interval.to_json() if self.interval else None,
+            "profiles": [profile.to_json() for profile in self.profiles],
             "baselines": _to_json(self.baselines),
             "slices": {by: _to_json(parts) for by, parts in self.slices.items()},
             "errors": self.errors,
@@ -85,6 +93,9 @@ class TaskResult:
                 "styles": _from_json(content["styles"]),
                 "scored": Measurement.from_json(content["scored"]) if content["scored"] else None,
                 "calibration": Calibration.from_json(content["calibration"]) if content["calibration"] else None,
+                # Earlier versions wrote neither.
+                "interval": Interval.from_json(content["interval"]) if content.get("interval") else None,
+                "profiles": tuple(map(Profile.from_json, content.get("profiles", []))),
                 "baselines": _from_json(content["baselines"]),
                 "slices": {by: _from_json(parts) for by, parts in content["slices"].items()},
                 "error_reasons": tuple((reason, count) for reason, count in content["error_reasons"]),

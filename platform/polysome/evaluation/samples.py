@@ -37,7 +37,7 @@ class Sample:
     dataset: str
     task: str
     split: str
-    """The evaluated one, or `dev` where the answer serves calibration alone."""
+    """The evaluated one, or `dev` where the answer serves calibration or an interval alone."""
     mode: Mode
     subset: str | None
     label: tuple[float, ...]

@@ -1,42 +1,56 @@
 """Declared tasks asked of a model: sequences in, a label with its probability or a number out for each record."""
 
-import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
+
+import numpy as np
 
 from polysome.config import Config, ConfigurationError, DataError
 from polysome.data.clean import Refused, clean
 from polysome.data.render import messages, question
 from polysome.evaluation.choices import Choices, Unscored, choices
+from polysome.evaluation.intervals import Interval, number
 from polysome.evaluation.parsers import parser
-from polysome.inference.engine import Conversation, Generation, Scores
+from polysome.inference.asynchronous import Delta
+from polysome.inference.engine import Prompt as Asked
+from polysome.inference.engine import Sampling, Scores
+from polysome.serving.calibrations import UNKNOWN, Evidence
+from polysome.serving.calls import Target
+from polysome.serving.concurrently import together, whole
+from polysome.serving.warnings import Caution, of_answer, of_record
 from polysome.specs import BinaryLabel, Dataset, MulticlassLabel, Prompt, RegressionLabel, dataset, names
 
 RawRecord = str | dict[str, str]
 """One sequence, or for each role of the task its sequence."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn: `temperature` 0 is greedy; `seed` makes a sampled answer repeatable."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-
 class Backend(Protocol):
-    """Whatever answers: a pool of replicas behind a handle, or an engine in this process."""
+    """What of a `Pool` a prediction needs."""
 
-    async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
-        """One answer."""
+    def generate(self, prompt: Asked, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
+        """See `Pool.generate`."""
         ...
 
-    async def score(self, conversation: Conversation, choices: Sequence[str]) -> Scores:
-        """Log-likelihood of each choice."""
+    async def score(self, prompt: Asked, choices: Sequence[str], target: Target) -> Scores:
+        """See `Pool.score`."""
         ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record to ask about."""
+
+    index: int
+    """Position in the request."""
+    id: str
+    raw: RawRecord
+    """As it came."""
+    sequences: tuple[str, ...]
+    """Cleaned, in the order of the spec's molecules."""
 
 
 class Prediction(Config):
@@ -44,16 +58,39 @@ class Prediction(Config):
 
     index: int
     """Position of the record in the request."""
+    id: str
+    """The record's name; its number, counted from 1, where it has none."""
     label: str | None = None
     """Classification: the most probable label. Null for a regression."""
     probability: float | None = None
-    """Of `label`, by the model, among the declared labels; not calibrated."""
+    """Of `label`, by the model, among the declared labels."""
     probabilities: dict[str, float] | None = None
     """Of every label."""
     value: float | None = None
     """Regression: the number in the answer; null when it holds none that the label's declared range allows."""
+    interval: tuple[float, float] | None = None
+    """Regression: holds the label for nine in ten records that are drawn as the evaluated ones were; null where no
+    evaluation tells."""
+    calibrated: bool = False
+    """Whether probabilities were fitted to frequencies on dev rows, or an interval is told."""
     text: str
     """The model's answer in its own words, greedy."""
+    warnings: list[Caution] = []
+
+
+class Answered(Config):
+    """What was asked, and who answers."""
+
+    object: str = "list"
+    task: str
+    model: str
+    """Name of the base model."""
+    adapter: str | None
+    """`NAME@VERSION`; null where the base answers alone."""
+    system_fingerprint: str
+    """Of the weights that answer."""
+    calibration: str
+    """How probabilities or intervals were fitted and how good they are; or why there are none."""
 
 
 def task_spec(name: str) -> Dataset:
@@ -69,17 +106,22 @@ def task_spec(name: str) -> Dataset:
             raise ConfigurationError(
                 f"{name!r} is an unlabelled corpus, nothing can be asked about it", where="task", fix=_known_tasks()
             )
-        return _predictable(spec)
+        return _require_predictable(spec)
     bearing = [spec for spec in map(dataset, declared) if spec.task is not None and spec.task.name == name]
     if len(bearing) != 1:
         what = f"no task {name!r}" if not bearing else f"task {name!r} stands in {', '.join(s.name for s in bearing)}"
         raise ConfigurationError(what, where="task", fix=_known_tasks())
-    return _predictable(bearing[0])
+    return _require_predictable(bearing[0])
 
 
-def _predictable(spec: Dataset) -> Dataset:
+def is_predictable(spec: Dataset) -> bool:
+    """Whether a data set has a task whose label can be predicted here."""
+    return spec.task is not None and isinstance(spec.task.label, BinaryLabel | MulticlassLabel | RegressionLabel)
+
+
+def _require_predictable(spec: Dataset) -> Dataset:
     assert spec.task is not None
-    if not isinstance(spec.task.label, BinaryLabel | MulticlassLabel | RegressionLabel):
+    if not is_predictable(spec):
         raise ConfigurationError(
             f"{spec.name!r} has a {spec.task.label.kind} label, which cannot be predicted here yet",
             where="task",
@@ -89,11 +131,14 @@ def _predictable(spec: Dataset) -> Dataset:
 
 
 def _known_tasks() -> str:
-    return f"choose one of: {', '.join(name for name in names() if dataset(name).task is not None)}"
+    return f"choose one of: {', '.join(name for name in names() if is_predictable(dataset(name)))}"
 
 
-def read_record(spec: Dataset, raw: RawRecord, *, where: str) -> list[str]:
-    """The cleaned sequences of one record, in the order of the spec's molecules.
+def read_record(spec: Dataset, raw: RawRecord, *, where: str, longest: int | None = None) -> list[str]:
+    """The sequences of one record after the rules of the spec's molecules, in their order.
+
+    Args:
+        longest: most characters of one sequence, whatever the task takes.
 
     Raises:
         DataError: a role is missing or unknown, or a sequence breaks the molecule's alphabet or length.
@@ -116,105 +161,120 @@ def read_record(spec: Dataset, raw: RawRecord, *, where: str) -> list[str]:
     sequences = []
     for molecule in spec.molecules:
         field = where if len(roles) == 1 else f"{where}.{molecule.role}"
+        if longest is not None and len(raw[molecule.role]) > longest:
+            raise DataError(
+                f"{len(raw[molecule.role])} characters are above the limit of {longest}",
+                where=field,
+                fix="cut the sequence, or choose a window",
+            )
         try:
-            sequence = clean(raw[molecule.role], molecule.type)
+            sequences.append(clean(raw[molecule.role], molecule))
         except Refused as refusal:
-            raise DataError(str(refusal), where=field, fix=f"give a {molecule.type} sequence") from refusal
-        if not molecule.minimum_length <= len(sequence) <= molecule.maximum_length:
             bounds = f"{molecule.minimum_length} to {molecule.maximum_length}"
             raise DataError(
-                f"{len(sequence)} characters, task {spec.name!r} takes {bounds}",
-                where=field,
-                fix="cut or choose a window",
-            )
-        sequences.append(sequence)
+                str(refusal), where=field, fix=f"task {spec.name!r} takes {molecule.type} of {bounds} letters"
+            ) from refusal
     return sequences
 
 
-async def predict(
-    spec: Dataset,
-    records: Sequence[list[str]],
-    backend: Backend,
-    *,
-    prompt: Prompt,
-    max_new_tokens: int,
-) -> list[Prediction]:
-    """Ask the task of every record, all at once, so that the backend can batch them; the first failure ends the rest.
+@dataclass(frozen=True)
+class Predictor:
+    """One task, asked of a model."""
 
-    A class's probability is the softmax of the scores that an evaluation with the mode `scores` goes by, without prior
-    correction (`polysome.evaluation.choices`). It is not calibrated.
+    spec: Dataset
+    backend: Backend
+    prompt: Prompt
+    max_new_tokens: int
+    evidence: Evidence = UNKNOWN
 
-    Args:
-        records: cleaned sequences as `read_record` gives them.
+    @cached_property
+    def closed(self) -> Choices | None:
+        """The answers to score; None for a regression, whose number is read in the words of the answer.
 
-    Raises:
-        ConfigurationError: the task has more classes than are scored.
-        DataError: a record does not fit into the model's context.
-    """
-    sampling, closed = Sampling(max_new_tokens), _closed(spec)
-    return await _together(
-        _predict_one(spec, index, sequences, backend, prompt, sampling, closed)
-        for index, sequences in enumerate(records)
-    )
+        Raises:
+            ConfigurationError: the task has more classes than are scored.
+        """
+        assert self.spec.task is not None
+        if isinstance(self.spec.task.label, RegressionLabel):
+            return None
+        found = choices(self.spec, None, seed=0)
+        if isinstance(found, Unscored):
+            raise ConfigurationError(
+                f"{self.spec.name!r} has no probabilities: {found.reason}",
+                where="task",
+                fix="ask it in words, POST /v1/chat/completions",
+            )
+        return found
 
+    async def predict(self, records: Sequence[Record], target: Target) -> list[Prediction]:
+        """Ask all at once, so that the backend can batch them; the first failure ends the rest. See `predict_one`."""
+        return await together(self.predict_one(record, target) for record in records)
 
-async def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The results of all, in order. The first failure cancels the others, so that nobody works for nothing."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
+    async def predict_one(self, record: Record, target: Target) -> Prediction:
+        """Ask the task of one record.
 
+        A class's probability is the softmax of the scores that an evaluation with the mode `scores` goes by, without
+        prior correction (`polysome.evaluation.choices`), through the fit of the evidence where there is one.
 
-async def _predict_one(
-    spec: Dataset,
-    index: int,
-    sequences: list[str],
-    backend: Backend,
-    prompt: Prompt,
-    sampling: Sampling,
-    closed: Choices | None,
-) -> Prediction:
-    from scipy.special import softmax
-
-    assert spec.task is not None
-    conversation = messages(prompt, question(spec, sequences))
-    if closed is None:
-        generation = await backend.generate(conversation, sampling)
-        return Prediction(index=index, value=read_number(spec, generation.text), text=generation.text)
-    generation, scores = await _together(
-        [backend.generate(conversation, sampling), backend.score(conversation, closed.texts)]
-    )
-    likelihoods = softmax(closed.read(scores.sums)).tolist()
-    shares = dict(zip(map(spec.task.label.encode, closed.values), likelihoods, strict=True))
-    label = max(shares, key=shares.__getitem__)
-    return Prediction(index=index, label=label, probability=shares[label], probabilities=shares, text=generation.text)
-
-
-def _closed(spec: Dataset) -> Choices | None:
-    """The answers to score; None for a regression, whose number is read in the words of the answer."""
-    assert spec.task is not None
-    if isinstance(spec.task.label, RegressionLabel):
-        return None
-    found = choices(spec, None, seed=0)
-    if isinstance(found, Unscored):
-        raise ConfigurationError(
-            f"{spec.name!r} has no probabilities: {found.reason}",
-            where="task",
-            fix="ask it in words, POST /v1/chat/completions",
+        Raises:
+            ConfigurationError: the task has more classes than are scored.
+            DataError: the record does not fit into the model's context.
+        """
+        assert self.spec.task is not None
+        conversation = messages(self.prompt, question(self.spec, record.sequences))
+        asked = self.backend.generate(conversation, Sampling(self.max_new_tokens), target)
+        odd = of_record(self.spec, record.raw, record.sequences, self.evidence.profiles)
+        if self.closed is None:
+            generation = await whole(asked)
+            value = read_number(self.spec, generation.text)
+            interval = self._interval(value, self.evidence.interval)
+            return Prediction(
+                index=record.index,
+                id=record.id,
+                value=value,
+                interval=interval,
+                calibrated=interval is not None,
+                text=generation.text,
+                warnings=odd + of_answer(self.spec, generation.text, None, value),
+            )
+        scoring = self.backend.score(conversation, self.closed.texts, target)
+        answered: list[Any] = await together([whole(asked), scoring])
+        generation, scores = answered
+        shares = self._shares(self.closed, scores)
+        label = max(shares, key=shares.__getitem__)
+        return Prediction(
+            index=record.index,
+            id=record.id,
+            label=label,
+            probability=shares[label],
+            probabilities=shares,
+            calibrated=self.evidence.calibration is not None,
+            text=generation.text,
+            warnings=odd + of_answer(self.spec, generation.text, label, None),
         )
-    return found
+
+    def _shares(self, closed: Choices, scores: Scores) -> dict[str, float]:
+        from scipy.special import softmax
+
+        assert self.spec.task is not None
+        likelihoods = np.array([closed.read(scores.sums)])
+        fit = self.evidence.calibration
+        found = softmax(likelihoods, axis=1) if fit is None else fit.probabilities(likelihoods)
+        return dict(zip(map(self.spec.task.label.encode, closed.values), found[0].tolist(), strict=True))
+
+    def _interval(self, value: float | None, band: Interval | None) -> tuple[float, float] | None:
+        """The interval within what the label may be."""
+        if value is None or band is None:
+            return None
+        assert self.spec.task is not None
+        assert isinstance(self.spec.task.label, RegressionLabel)
+        low, high = value - band.half_width, value + band.half_width
+        least, most = self.spec.task.label.minimum, self.spec.task.label.maximum
+        return (low if least is None else max(low, least), high if most is None else min(high, most))
 
 
 def read_number(spec: Dataset, text: str) -> float | None:
     """The number that the strict parser reads in an answer; None for none, or one out of the label's range."""
     assert spec.task is not None
     assert isinstance(spec.task.label, RegressionLabel)
-    told = parser(spec.task)(text)
-    value = told[0] if isinstance(told, tuple) and told else None
-    low, high = spec.task.label.minimum, spec.task.label.maximum
-    if value is None or (low is not None and value < low) or (high is not None and value > high):
-        return None
-    return value
+    return number(spec.task.label, parser(spec.task)(text))

@@ -12,7 +12,7 @@ import pytest
 from polysome.config import DataError
 from polysome.data.examples import read_examples
 from polysome.evaluation.baselines import Baselines, baselines, read_predictions
-from polysome.evaluation.features import LENGTH_BINS, _kmer_counts, length_bins, length_edges, log_counts
+from polysome.evaluation.features import LENGTH_BINS, kmer_counts, length_bins, length_edges, log_counts
 from polysome.evaluation.measure import measure
 from polysome.evaluation.reading import labels_of
 from polysome.evaluation.targets import target_of
@@ -28,7 +28,7 @@ def of(name: str, *, limit: int | None = None, **settings: object) -> Baselines:
 def test_counts_are_those_of_a_plain_counter() -> None:
     sequences = ["ACGTACGTTTAC", "NNACNGTACGTACA", "A", "CCCCCCCCCC"]
     kmers = ["".join(letters) for k in range(1, 7) for letters in product("ACGT", repeat=k)]
-    counts = _kmer_counts(sequences, "dna").toarray()
+    counts = kmer_counts(sequences, "dna", 6).toarray()
     assert counts.shape == (4, len(kmers))
     for sequence, row in zip(sequences, counts, strict=True):
         expected = Counter(sequence[i : i + k] for k in range(1, 7) for i in range(len(sequence) - k + 1))
