@@ -11,13 +11,13 @@ from starlette.exceptions import HTTPException
 
 import polysome
 from polysome.config import PolysomeError
-from polysome.serving import openai_api
+from polysome.serving import batch_api, openai_api, predict_api
 from polysome.serving.context import Context
 from polysome.serving.protocol import ApiError, ErrorBody, as_api_error, from_validation, internal_error
 
 log = logging.getLogger(__name__)
 
-_ROUTERS = (openai_api.router,)
+_ROUTERS = (openai_api.router, predict_api.router, batch_api.router)
 
 
 def create_api(context: Context) -> FastAPI:
