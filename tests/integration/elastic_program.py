@@ -15,16 +15,17 @@ from polysome.training.config import StageConfig
 from polysome.training.launch import train_stage
 
 NODE = {"num_cpus": 2, "num_gpus": 2}
+METERS = {"training_loss", "gpu_seconds_total"}
 
 
 def main(config: str, folder: str, update: str) -> None:
     """Kill a node when `update` is logged; print when that was and when it ended, in seconds, where the export lies,
-    and whether a gauge of the training was seen where Prometheus would read it."""
+    and whether the training's loss and the GPUs that it holds were seen where Prometheus would read them."""
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     nodes = [cluster.add_node(**NODE) for _ in range(3)]
     ray.init(address=cluster.address, log_to_driver=False)
     metrics = Path(folder) / "metrics.jsonl"
-    told = {"gauge": False}
+    told = {"metered": False}
 
     def kill() -> None:
         while not metrics.exists() or f'"update": {update},' not in metrics.read_text():
@@ -34,10 +35,13 @@ def main(config: str, folder: str, update: str) -> None:
 
     def look() -> None:
         ports = [node["MetricsExportPort"] for node in ray.nodes()]
-        while not told["gauge"]:
+        seen: set[str] = set()
+        while not told["metered"]:
             for port in ports:
                 with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
-                    told["gauge"] |= "ray_polysome_training_loss" in reply.read().decode()
+                    text = reply.read().decode()
+                    seen |= {name for name in METERS if f"ray_polysome_{name}" in text}
+            told["metered"] = seen == METERS
             time.sleep(0.5)
 
     for watch in (kill, look):

@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from polysome.cli import adapters, datasets, evaluate, evaluation, grade, keys, plan, predict, tokens
+from polysome.cli import adapters, dashboards, datasets, evaluate, evaluation, grade, keys, plan, predict, tokens
 from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
@@ -36,8 +36,12 @@ app = typer.Typer(
 )
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(tokens.app, name="tokens")
+<<<<<<< ours
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
+=======
+app.add_typer(dashboards.app, name="dashboards")
+>>>>>>> theirs
 app.command("plan")(plan.plan)
 
 RunsOption = Annotated[

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from polysome.config import ConfigurationError, DataError, ResourceError
+from polysome.data.meters import Usage, counter
 from polysome.data.ray_capacity import can_grow, require_capacity
 from polysome.data.ray_errors import cause_of
 from polysome.evaluation.choices import Choices
@@ -93,6 +94,7 @@ class Answerer:
         self._options = options
         self._engine: Engine | None = None
         self._priors: dict[str, tuple[float, ...]] = {}
+        self._usage = Usage("evaluation")
 
     def load(self) -> None:
         """Load the model; PolysomeErrors reach the caller as they are."""
@@ -124,6 +126,8 @@ class Answerer:
             )
         else:
             answers += self._score(self._engine, batch, batch.choices)
+        _count("text" if batch.choices is None else "scores", answers)
+        self._usage.tell()
         return Answered(answers, time.monotonic() - started)
 
     def _score(self, engine: Engine, batch: Batch, choices: Choices) -> list[Scored | Refusal]:
@@ -200,6 +204,15 @@ def each(
             return [Refusal(f"{type(error).__name__}: {error}", transient=True)]
     middle = len(conversations) // 2
     return [answer for half in (conversations[:middle], conversations[middle:]) for answer in each(engine, call, half)]
+
+
+def _count(mode: str, answers: Sequence[Answer]) -> None:
+    """Count rows in `evaluation_rows_total{mode,outcome}`."""
+    refused = sum(isinstance(answer, Refusal) for answer in answers)
+    rows = counter("evaluation_rows_total", "Questions that an evaluation asked", "mode", "outcome")
+    for outcome, number in (("answered", len(answers) - refused), ("refused", refused)):
+        if number:
+            rows.inc(number, {"mode": mode, "outcome": outcome})
 
 
 def answer_batches(batches: Sequence[Batch], options: ActorOptions) -> Iterator[tuple[int, Answered]]:

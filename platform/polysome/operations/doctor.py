@@ -3,40 +3,24 @@
 import importlib.util
 import os
 import shutil
-import socket
-import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from polysome.config import PolysomeError
-from polysome.operations import provenance
+from polysome.operations import node, provenance
 from polysome.operations.cluster import MINIMUM_MEMORY
 from polysome.operations.machine import GIB, inspect
+from polysome.operations.node import Finding
 from polysome.storage import MIRROR_VARIABLE, exists
 
-Verdict = Literal["ok", "warn", "fail"]
 _OLDEST_PYTHON = (3, 11)
-_PORTS = ((8000, "serving"), (8265, "the dashboard of a cluster"))
 _MINIMUM_DISK = 2 * GIB
 _MINIMUM_SHARED_MEMORY = 256 * 1024**2
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: `fail` means that jobs cannot run, `warn` that some are slower or impossible."""
-
-    subject: str
-    verdict: Verdict
-    detail: str
-    fix: str = ""
 
 
 def examine() -> list[Finding]:
@@ -47,10 +31,15 @@ def examine() -> list[Finding]:
         _packages,
         _machine,
         _native,
-        _gpus,
-        _ray,
+        node.gpus,
+        node.limits,
+        node.clock,
+        node.ray,
+        node.token,
         _mirror,
-        _ports,
+        node.runs,
+        node.ports,
+        node.browser,
     ]
     return [finding for check in checks for finding in check()]
 
@@ -173,51 +162,6 @@ def _native() -> list[Finding]:
     return findings
 
 
-def _gpus() -> list[Finding]:
-    if importlib.util.find_spec("torch") is None:
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    if count:
-        return [Finding("gpus", "ok", ", ".join(torch.cuda.get_device_name(index) for index in range(count)))]
-    if shutil.which("nvidia-smi"):
-        return [
-            Finding(
-                "gpus",
-                "warn",
-                f"a driver is here, but torch {torch.__version__} sees no GPU",
-                "install a CUDA build of torch",
-            )
-        ]
-    return [Finding("gpus", "ok", "none; jobs run on CPUs")]
-
-
-def _ray() -> list[Finding]:
-    findings = []
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        findings.append(Finding("ray", "ok", "RAY_ADDRESS is not set; each job starts a local Ray"))
-    elif address.startswith(("http://", "https://")):
-        findings.append(
-            Finding(
-                "ray", "fail", f"RAY_ADDRESS={address} is a Jobs API", "unset it, and use polysome submit --address"
-            )
-        )
-    else:
-        findings.append(Finding("ray", "ok", f"jobs join {address}"))
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if token:
-        path = Path(token).expanduser()
-        if not path.is_file():
-            findings.append(Finding("ray token", "fail", f"{path} is not there", "mend RAY_AUTH_TOKEN_PATH"))
-        elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            findings.append(Finding("ray token", "fail", f"others can read {path}", f"chmod 600 {path}"))
-        else:
-            findings.append(Finding("ray token", "ok", str(path)))
-    return findings
-
-
 def _mirror() -> list[Finding]:
     mirror = os.environ.get(MIRROR_VARIABLE)
     if not mirror:
@@ -229,24 +173,3 @@ def _mirror() -> list[Finding]:
     if not there:
         return [Finding("mirror", "fail", f"{mirror} is not there", f"mend or unset {MIRROR_VARIABLE}")]
     return [Finding("mirror", "ok", mirror)]
-
-
-def _ports() -> list[Finding]:
-    findings = []
-    for port, purpose in _PORTS:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                findings.append(
-                    Finding(
-                        f"port {port}",
-                        "warn",
-                        f"{purpose}: {error.strerror}",
-                        "stop its owner or choose another --port",
-                    )
-                )
-            else:
-                findings.append(Finding(f"port {port}", "ok", f"free for {purpose}"))
-    return findings

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -29,7 +30,7 @@ from polysome.serving.config import ServeConfig
 from polysome.serving.context import Context
 from polysome.serving.gateway import create_api
 from polysome.serving.jobs_api import Jobs
-from polysome.serving.metrics import rejected
+from polysome.serving.metrics import Requests, count_tokens, observed, rejected
 from polysome.serving.pool import ModelPool
 
 if TYPE_CHECKING:
@@ -53,17 +54,24 @@ class HandlePool:
     told is asked once more of another one, as asking changes nothing.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle, model: str) -> None:
+        self._handle, self._model = handle, model
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, target: Target, *, stream: bool = True
     ) -> AsyncGenerator[Delta, None]:
         """See `calls.Pool.generate`."""
+        adapter = target.adapter.id if target.adapter else ""
         if not stream:
             whole: Generation = await self._ask(target, lambda pool: pool.generate.remote(prompt, sampling, target))
+            count_tokens(whole.prompt_tokens, whole.completion_tokens, model=self._model, adapter=adapter)
             yield Delta(whole.text, whole)
             return
+        async with aclosing(observed(self._pieces(prompt, sampling, target), model=self._model, adapter=adapter)) as it:
+            async for piece in it:
+                yield piece
+
+    async def _pieces(self, prompt: Prompt, sampling: Sampling, target: Target) -> AsyncGenerator[Delta, None]:
         told = False
         for attempt in range(2):
             pieces: Any = self._of(target).options(stream=True).stream.remote(prompt, sampling, target)
@@ -144,7 +152,7 @@ class Gateway:
     def __init__(self, config: dict[str, Any], fingerprint: str, pool: DeploymentHandle, jobs: Jobs | None) -> None:
         self._config = ServeConfig.model_validate(config)
         self._fingerprint, self._jobs = fingerprint, jobs
-        self._pool: Pool = HandlePool(pool)
+        self._pool: Pool = HandlePool(pool, self._config.name)
 
     def __serve_build_asgi_app__(self) -> Any:
         registry = Registry(self._config.adapters, base=self._fingerprint) if self._config.adapters else None
@@ -157,7 +165,7 @@ class Gateway:
             max_model_len=context_length(self._config.model),
         )
         # Outside of the application, so that what it refuses costs nothing, and its own failures get the headers too.
-        return Guard(create_api(context), Access.of(self._config), rejected)
+        return Requests(Guard(create_api(context), Access.of(self._config), rejected))
 
 
 def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from polysome.serving.calls import Pool, Target
 from polysome.serving.concurrently import Bounded
 from polysome.serving.config import ServeConfig
+from polysome.serving.metrics import name_target
 from polysome.serving.protocol import ApiError
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ class Context:
         """
         deadline = time.time() + self.config.request_timeout_seconds
         if model is None or model == self.config.name:
+            name_target(self.config.name)
             return Target(deadline)
         adapter = self.registry.find(model) if self.registry is not None else None
         if adapter is None:
             raise ApiError(404, f"no model {model!r}; GET /v1/models lists them", code="model_not_found", param="model")
+        name_target(self.config.name, adapter.id)
         return Target(deadline, adapter)
 
     def model_id(self, target: Target) -> str:

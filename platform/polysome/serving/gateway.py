@@ -13,10 +13,12 @@ import polysome
 from polysome.config import PolysomeError
 from polysome.serving import batch_api, openai_api, predict_api
 from polysome.serving.context import Context
+from polysome.serving.metrics import Reason, rejected
 from polysome.serving.protocol import ApiError, ErrorBody, as_api_error, from_validation, internal_error
 
 log = logging.getLogger(__name__)
 
+_REJECTED: dict[int, Reason] = {408: "expired", 429: "overloaded", 503: "unavailable"}
 _ROUTERS = (openai_api.router, predict_api.router, batch_api.router)
 
 
@@ -75,7 +77,10 @@ def _map_errors(api: FastAPI) -> None:
 
     @api.exception_handler(PolysomeError)
     async def expected(request: Request, error: PolysomeError) -> Response:
-        return respond(as_api_error(error))
+        found = as_api_error(error)
+        if found.status in _REJECTED:
+            rejected(_REJECTED[found.status])
+        return respond(found)
 
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray import serve
 
+from polysome.config import ResourceError
 from polysome.inference.asynchronous import AsyncEngine, Delta, Traced
 from polysome.inference.engine import Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.serving.autoscaling import QUEUE_SECONDS
 from polysome.serving.calls import Expired, Target
 from polysome.serving.config import ServeConfig
+from polysome.serving.metrics import Replica
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +66,7 @@ class ModelPool:
         self._published: dict[str, Published] = {}
         self._adapter = self._multiplexed()
         self._healthy_until = 0.0
+        self._meter = Replica(self._config.name)
 
     async def stream(self, prompt: Prompt, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
         """See `calls.Pool.generate`. What was said while the caller was busy comes as one piece."""
@@ -115,7 +118,12 @@ class ModelPool:
 
     async def check_health(self) -> None:
         """Called by Serve; a replica that raises, or does not answer in time, is replaced."""
-        await self.ready()
+        self._meter.tell(self._engine.load())
+        try:
+            await self.ready()
+        except ResourceError:
+            self._meter.restarted()
+            raise
 
     def _answered(self) -> None:
         self._healthy_until = time.monotonic() + _HEALTHY_SECONDS
@@ -152,8 +160,9 @@ class ModelPool:
 
             assert self._config.adapters is not None
             registry = Registry(self._config.adapters)
-            folder = await asyncio.to_thread(registry.fetch, self._published[adapter])
-            await self._engine.load_adapter(folder, name=adapter)
+            with self._meter.loading_adapter(adapter):
+                folder = await asyncio.to_thread(registry.fetch, self._published[adapter])
+                await self._engine.load_adapter(folder, name=adapter)
             return _Loaded(adapter, self._engine)
 
         decorate: Any = serve.multiplexed(max_num_models_per_replica=self._config.adapters_per_replica)

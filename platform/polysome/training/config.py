@@ -153,8 +153,8 @@ class StageSettings(Config):
     checkpoint: Checkpointing = Checkpointing()
     dev: Dev | None = None
     log_every_updates: int = Field(default=10, gt=0)
-    trackers: list[Literal["tensorboard", "prometheus", "mlflow"]] = []
-    """Where the rows of metrics.jsonl go as well."""
+    trackers: list[Literal["tensorboard", "prometheus", "mlflow"]] = ["prometheus"]
+    """Where the rows of metrics.jsonl go as well; the dashboards show those of prometheus."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Of one device in the stage's precision, for the model FLOPs utilisation; known GPUs need none."""
     max_skipped_updates: int = Field(default=5, ge=0)

@@ -16,6 +16,7 @@ import numpy as np
 
 from polysome.config import PolysomeError
 from polysome.data.feed import Feed
+from polysome.data.meters import Usage
 from polysome.storage import exists, join
 from polysome.training.config import StageConfig
 from polysome.training.reading import Batches
@@ -57,6 +58,7 @@ class Loop:
     dev: Dev | None
     watched: bool
     flops: dict[str, Any]
+    usage: Usage
 
     def run(self, start: Progress) -> tuple[Progress, bool]:
         """Train from `start` to the end of the stage; returns the progress there, and whether it was asked to stop
@@ -173,6 +175,7 @@ class Loop:
             **({"dev": dev} if dev else {}),
             "time": time.time(),
         }
+        self.usage.tell()
         if self.metrics is not None:
             self.metrics.write(row)
             if self.trackers is not None:

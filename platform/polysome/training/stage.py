@@ -12,6 +12,7 @@ import numpy as np
 
 from polysome.config import PolysomeError, ResourceError
 from polysome.data.feed import Feed, open_feed
+from polysome.data.meters import Usage
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.storage import exists, join
 from polysome.storage.local import cache_folder, local_folder
@@ -62,6 +63,7 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
             `questions` (of the dev tasks; None without tasks) and `watched` (whether Ray tells when a node is about to
             be taken away).
     """
+    usage = Usage("training")
     config = StageConfig.model_validate(arguments["config"])
     folder, fingerprint = arguments["folder"], arguments["fingerprint"]
     place = _prepare_process(config)
@@ -145,6 +147,7 @@ def run_stage(arguments: dict[str, Any]) -> Outcome:
         dev=Dev.of(config, arguments["questions"], tokenizer_folder),
         watched=arguments["watched"],
         flops=_flops(config, causal, feed, place),
+        usage=usage,
     )
     try:
         progress, stopped = loop.run(start)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded_meters import recorded
 from tiny_tasks import labelled, rows_of
 
 from polysome.config import ConfigurationError, DataError, ResourceError, validate
@@ -427,3 +428,12 @@ def test_what_can_be_known_at_once_is_refused_before_anything_is_written(
     with pytest.raises((ConfigurationError, DataError), match=told):
         evaluate(config, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_asked_rows_are_counted_with_their_outcome() -> None:
+    options = ActorOptions("fake:Yes.", 1, 1, 0, max_batch_tokens=64, max_new_tokens=8, start_timeout=1.0)
+    actor = Answerer(options)
+    actor._engine = Picky("LONG", DataError("the prompt has 5 tokens"))
+    with recorded() as found:
+        actor.answer(Batch([chat(text) for text in ("AC", "TOO LONG", "GT")]))
+    assert found["polysome_evaluation_rows_total"] == {("text", "answered"): [2], ("text", "refused"): [1]}

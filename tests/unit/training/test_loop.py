@@ -14,6 +14,7 @@ from prepared import write_prepared
 from test_schedule import stage
 
 from polysome.data.feed import open_feed
+from polysome.data.meters import Usage
 from polysome.training.checkpoint import Progress
 from polysome.training.engine import Place
 from polysome.training.loop import STOP, Loop, NonFiniteLossError
@@ -63,7 +64,7 @@ def loop(folder: Path, engine: Engine, *, dev: Any = None, after: int = 0, **cha
     return Loop(
         engine=engine, feed=feed, config=config, length=extent(config, 12), folder=str(folder), writer=Writer(),
         metrics=MetricsLog(str(folder), after_update=after), trackers=None, sources=["toy"], dev=dev, watched=False,
-        flops={},
+        flops={}, usage=Usage("training"),
     )  # type: ignore[arg-type]  # fmt: skip
 
 
