@@ -36,12 +36,9 @@ app = typer.Typer(
 )
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(tokens.app, name="tokens")
-<<<<<<< ours
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
-=======
 app.add_typer(dashboards.app, name="dashboards")
->>>>>>> theirs
 app.command("plan")(plan.plan)
 
 RunsOption = Annotated[

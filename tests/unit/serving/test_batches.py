@@ -113,7 +113,10 @@ def test_another_gateway_goes_on_where_a_killed_one_stopped(tmp_path):
     store = Batches(str(tmp_path))
     batch = create(store, fasta(40))
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parents[2] / "platform"), str(here)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here.parents[2] / "platform"), str(here.parents[1])]),
+    }
     with subprocess.Popen([sys.executable, "-c", GATEWAY, str(tmp_path)], env=environment) as killed:
         try:
             deadline = time.monotonic() + 120
