@@ -56,6 +56,7 @@ class Worker:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._messages: dict[str, str] = {}
         self._woken = asyncio.Event()
+        self._taking: tuple[str, asyncio.Future[bool]] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
@@ -70,6 +71,11 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._taking is not None:
+            # It was taken, or will be in a moment, for work that does not begin any more.
+            batch_id, taking = self._taking
+            if await taking:
+                await asyncio.to_thread(self.store.release, batch_id, self.owner)
 
     async def _look(self) -> None:
         while True:
@@ -86,10 +92,17 @@ class Worker:
         for batch_id in await asyncio.to_thread(self.store.unfinished):
             if len(self._running) >= AT_ONCE:
                 return
-            if batch_id not in self._running and await asyncio.to_thread(self.store.take, batch_id, self.owner):
+            if batch_id in self._running:
+                continue
+            taking = asyncio.ensure_future(asyncio.to_thread(self.store.take, batch_id, self.owner))
+            self._taking = (batch_id, taking)
+            if await asyncio.shield(taking):
                 task = asyncio.create_task(self._work(batch_id))
                 self._running[batch_id] = task
                 task.add_done_callback(partial(self._left, batch_id))
+                # Its first step, from which on it releases what it took.
+                await asyncio.sleep(0)
+            self._taking = None
 
     def _left(self, batch_id: str, task: asyncio.Task[None]) -> None:
         self._running.pop(batch_id, None)
@@ -97,13 +110,11 @@ class Worker:
         self._woken.set()
 
     async def _work(self, batch_id: str) -> None:
-        batch = await asyncio.to_thread(self.store.read, batch_id)
-        if batch is None:
-            return
         try:
             async with asyncio.TaskGroup() as group:
                 keeping = group.create_task(self._keep(batch_id))
-                await self._answer(batch)
+                if (batch := await asyncio.to_thread(self.store.read, batch_id)) is not None:
+                    await self._answer(batch)
                 keeping.cancel()
         except* _LostError:
             log.info("batch %s is no longer this gateway's", batch_id)
