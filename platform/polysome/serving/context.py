@@ -18,6 +18,7 @@ from polysome.serving.protocol import ApiError
 if TYPE_CHECKING:
     from polysome.serving.adapters import Registry
     from polysome.serving.jobs_api import Jobs
+    from polysome.serving.reports_api import Runs
 
 ResultT = TypeVar("ResultT")
 
@@ -34,6 +35,8 @@ class Context:
     """Published adapters; None serves the base alone."""
     jobs: Jobs | None = None
     """What `/v1/jobs` submits to; None takes no jobs."""
+    runs: Runs | None = None
+    """What `/v1/runs` and `/v1/evaluations` tell of; None shows none."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; None where the model's folder does not tell."""
     created: int = field(default_factory=lambda: int(time.time()))
