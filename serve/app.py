@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from ray.serve import Application
 
 from polysome.config import ConfigurationError, validate
+from polysome.operations.jobs import views_of
 from polysome.serving.app import build
 from polysome.serving.config import ServeConfig
 
@@ -28,5 +29,6 @@ def application(arguments: dict[str, object]) -> Application:
         config = load_recipe(str(recipe), overrides, job="serve").config
         if not isinstance(config, ServeConfig):
             raise ConfigurationError(f"{recipe} is no recipe for serving", where=str(recipe))
-        return build(config)
-    return build(validate(ServeConfig, settings, where="the application's args"))
+    else:
+        config = validate(ServeConfig, settings, where="the application's args")
+    return build(config, views_of(config))

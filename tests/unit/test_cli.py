@@ -41,6 +41,10 @@ def test_help_loads_neither_torch_nor_ray():
         "predict",
         "run",
         "submit",
+        "status",
+        "logs",
+        "stop",
+        "resume",
         "runs",
         "config-schema",
     ]

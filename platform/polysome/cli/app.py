@@ -17,7 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from polysome.cli import adapters, dashboards, datasets, evaluate, evaluation, grade, keys, plan, predict, tokens
+from polysome.cli import jobs as job_commands
 from polysome.cli.console import JsonOption, console, next_step, print_json, report_error, told
+from polysome.cli.jobs import OverridesArgument, RecipeArgument, RunIdOption, RunsOption
 from polysome.config import ConfigurationError, PolysomeError, ResourceError
 
 if TYPE_CHECKING:
@@ -40,17 +42,6 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(dashboards.app, name="dashboards")
 app.command("plan")(plan.plan)
-
-RunsOption = Annotated[
-    str, typer.Option("--runs", envvar="POLYSOME_RUNS", help="Folder or URL (any fsspec) that holds the runs.")
-]
-RunIdOption = Annotated[
-    str | None, typer.Option("--run-id", help="Take up the run of this id, or give this id to a new one.")
-]
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file; see jobs/recipes/.")]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. seed=7 optimizer.clip=0.3")
-]
 
 _debug = False
 
@@ -173,94 +164,12 @@ def _example_request(config: "ServeConfig") -> tuple[str, str]:
 app.command("predict")(predict.predict)
 
 
-@app.command()
-def submit(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    address: Annotated[
-        str, typer.Option(envvar="POLYSOME_ADDRESS", help="The cluster's Jobs API.")
-    ] = "http://127.0.0.1:8265",
-    runs: Annotated[
-        str,
-        typer.Option(
-            "--runs",
-            help="Required. Where the job writes: a URL, or an absolute path that every node of the cluster sees.",
-        ),
-    ] = "",
-    run_id: RunIdOption = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's log until it ends.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Send a recipe and this checkout to a Ray cluster, and follow the job's log.
-
-    Whoever deployed the cluster (cluster.yaml, `ray up`) tells its address, its token (RAY_AUTH_TOKEN_PATH) and where
-    runs go; `ray dashboard cluster.yaml` forwards the address to this machine.
-    """
-    from polysome.operations import submit as submission
-
-    def show(piece: str) -> None:
-        (sys.stderr if as_json else sys.stdout).write(piece)
-        (sys.stderr if as_json else sys.stdout).flush()
-
-    job = submission.submit(
-        recipe, overrides or [], address=address, runs_root=runs, run_id=run_id, follow=follow, show=show
-    )
-    if as_json:
-        print_json(vars(job))
-    elif not follow:
-        next_step(f"ray job logs --address {address} --follow {job.id}")
-    elif job.exit_code == 0:
-        next_step(f"polysome runs --runs {runs}")
-    else:
-        print(
-            f"job {job.id} ended as {job.status}: {job.message.splitlines()[0] if job.message else ''}", file=sys.stderr
-        )
-        next_step(f"ray job logs --address {address} {job.id}")
-    if job.exit_code:
-        raise typer.Exit(job.exit_code)
-
-
-@app.command("runs")
-def runs_command(
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Show this run alone, whole.")] = None,
-    runs: RunsOption = "runs",
-    as_json: JsonOption = False,
-) -> None:
-    """List the runs, read from their folders alone."""
-    from polysome.operations import runs as registry
-    from polysome.storage import join
-
-    if run_id is not None:
-        record = registry.read_run(join(runs, run_id))
-        print_json(record.model_dump(mode="json"))
-        if not as_json:
-            next_step(f"polysome runs --runs {shlex.quote(runs)}")
-        return
-    found = registry.list_runs(runs)
-    if as_json:
-        print_json([{"folder": folder, **record.model_dump(mode="json")} for folder, record in found])
-        return
-    table = Table("run", "job", "status", "started (UTC)", "took", "user", "commit", box=None, pad_edge=False)
-    colours = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
-    for folder, record in found:
-        child = folder.rstrip("/").rsplit("/", 2)[-2] in record.parents
-        commit = (record.commit or "-")[:9] + ("+dirty" if (record.commit or "").endswith("+dirty") else "")
-        table.add_row(
-            f"{'  ' if child else ''}{record.id}",
-            record.job,
-            f"[{colours[record.status]}]{record.status}[/]",
-            record.started[:19].replace("T", " "),
-            _duration(record.started, record.finished),
-            escape(record.user),
-            commit,
-        )
-    if found:
-        console().print(table)
-    else:
-        console().print(f"no runs in {runs}", markup=False)
-    next_step(
-        f"polysome runs {found[0][1].id} --runs {shlex.quote(runs)}" if found else "polysome run jobs/recipes/demo.yaml"
-    )
+app.command("submit")(job_commands.submit)
+app.command("status")(job_commands.status)
+app.command("logs")(job_commands.logs)
+app.command("stop")(job_commands.stop)
+app.command("resume")(job_commands.resume)
+app.command("runs")(job_commands.runs)
 
 
 @app.command("config-schema")
@@ -361,15 +270,6 @@ def _tell_run(done: "Run", runs: str, as_json: bool) -> None:
         "pipeline": f"polysome runs --runs {shlex.quote(runs)}",
     }
     next_step(following.get(record.job, f"polysome runs {record.id} --runs {shlex.quote(runs)}"))
-
-
-def _duration(started: str, finished: str | None) -> str:
-    from datetime import UTC, datetime
-
-    end = datetime.fromisoformat(finished) if finished else datetime.now(UTC)
-    seconds = int((end - datetime.fromisoformat(started)).total_seconds())
-    hours, rest = divmod(max(0, seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 if __name__ == "__main__":

@@ -8,15 +8,21 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polysome.config import ConfigurationError, ResourceError
+from polysome.operations import queue, submission
 from polysome.operations.machine import GIB, inspect
 from polysome.specs.catalog import FOLDER_VARIABLE
 from polysome.storage import MIRROR_VARIABLE, absolute
+
+if TYPE_CHECKING:
+    from polysome.operations.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +57,18 @@ class Cluster:
 
 
 @contextmanager
-def connect(*, cpus: int = 1, gpus: int = 0) -> Iterator[Cluster]:
+def connect(*, cpus: int = 1, gpus: float = 0, times: int = 1, run: "Run | None" = None) -> Iterator[Cluster]:
     """Join the cluster at `RAY_ADDRESS`, else start a local Ray that ends with the block, also on Ctrl-C.
 
     A Ray that is already initialised in this process is used and left as it is. A local Ray listens on loopback, asks
     for a token that only this process and its children know, keeps its files in a folder of its own, and neither reads
-    nor writes `~/.ray`, so that two at once do not meet.
+    nor writes `~/.ray`, so that two at once do not meet. A submitted job waits for its turn in the cluster's queue.
 
     Args:
         cpus: CPUs that the job needs at once. A local Ray has `max(2, CPUs of the machine)`, or `POLYSOME_CPUS`.
         gpus: GPUs that the job needs at once.
+        times: so often as much it has use for; waited for where the cluster has that much.
+        run: is told when it waits, and what it holds; of a local Ray that is all of it.
 
     Raises:
         ResourceError: too little memory or too few CPUs or GPUs; no cluster answers at `RAY_ADDRESS`.
@@ -71,14 +79,52 @@ def connect(*, cpus: int = 1, gpus: int = 0) -> Iterator[Cluster]:
         import ray
 
         if ray.is_initialized():
-            yield _check(cpus, gpus, local=False)
+            cluster = _check(cpus, gpus, local=False)
+            _hold(run, *_use(cluster, cpus, gpus, times))
+            yield cluster
             return
     if ray_address and ray_address != "local":
         with _joined(ray_address):
-            yield _check(cpus, gpus, local=False)
+            cluster = _check(cpus, gpus, local=False)
+            use = _use(cluster, cpus, gpus, times)
+            with _turn(*use, run):
+                _hold(run, *use)
+                yield cluster
         return
     with _started(cpus):
-        yield _check(cpus, gpus, local=True)
+        cluster = _check(cpus, gpus, local=True)
+        _hold(run, cluster.cpus, cluster.gpus)
+        yield cluster
+
+
+def _use(cluster: Cluster, cpus: float, gpus: float, times: int) -> tuple[float, float]:
+    """What a job that needs so much at once, and has use for a multiple, can have of this cluster."""
+    fits = [int(size // need) for size, need in ((cluster.cpus, cpus), (cluster.gpus, gpus)) if need]
+    times = max(1, min([times, *fits]))
+    return cpus * times, gpus * times
+
+
+def _hold(run: "Run | None", cpus: float, gpus: float) -> None:
+    if run is not None:
+        run.hold(cpus=cpus, gpus=gpus)
+
+
+@contextmanager
+def _turn(cpus: float, gpus: float, run: "Run | None") -> Iterator[None]:
+    """A submitted job's turn; what is started by hand has come to its own cluster and waits for nobody."""
+    submitted = submission.current()
+    if submitted is None or run is None:
+        yield
+        return
+
+    def waits(ahead: int) -> None:
+        run.wait()
+        print(f"waiting in the cluster's queue, {ahead} before this job", file=sys.stderr)
+
+    job, asked = submitted
+    ticket = queue.Ticket(job, cpus, gpus, priority=asked.priority, team=asked.team, since=time.time())
+    with queue.turn(ticket, waits):
+        yield
 
 
 @contextmanager
@@ -235,7 +281,7 @@ def _session_folder() -> str:
     return tempfile.mkdtemp(prefix="ps-", dir=parent)
 
 
-def _check(cpus: int, gpus: int, *, local: bool) -> Cluster:
+def _check(cpus: float, gpus: float, *, local: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
@@ -246,7 +292,7 @@ def _check(cpus: int, gpus: int, *, local: bool) -> Cluster:
         gpus=resources.get("GPU", 0.0),
     )
     if cluster.cpus < cpus or cluster.gpus < gpus:
-        what = f"the job needs {cpus} CPUs and {gpus} GPUs, the cluster has {cluster.cpus:g} and {cluster.gpus:g}"
+        what = f"the job needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {cluster.cpus:g} and {cluster.gpus:g}"
         if local:
             raise ResourceError(what, where="this machine", fix="lower the recipe's workers, or set RAY_ADDRESS")
         # An autoscaling cluster grows when work waits, so what it has now is no reason to refuse.

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from polysome.config import ConfigurationError
-from polysome.operations import provenance, runs
+from polysome.operations import provenance, runs, submission
 from polysome.operations.cluster import connect
 from polysome.operations.recipes import Recipe
+from polysome.operations.runtime import require_checkout, require_locked
 from polysome.storage import absolute, exists, join
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from polysome.evaluation.config import EvaluationConfig
     from polysome.evaluation.dev import DevEvaluation
     from polysome.operations.pipeline_config import PipelineConfig
+    from polysome.serving.app import Views
     from polysome.serving.config import ServeConfig
     from polysome.training.config import StageConfig
 
@@ -44,7 +46,7 @@ def _following(folder: str, name: str, announce: Announce) -> Iterator[None]:
     def follow() -> None:
         shown = 0
         while not done.wait(PROGRESS_SECONDS):
-            row = _last_row(join(folder, "metrics.jsonl"))
+            row = last_row(join(folder, "metrics.jsonl"))
             if row and row["update"] > shown:
                 shown = row["update"]
                 loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
@@ -62,7 +64,7 @@ def _following(folder: str, name: str, announce: Announce) -> Iterator[None]:
         follower.join()
 
 
-def _last_row(url: str) -> dict[str, Any] | None:
+def last_row(url: str) -> dict[str, Any] | None:
     """The last whole row of a file of JSON lines; None while there is none."""
     if not exists(url):
         return None
@@ -92,7 +94,7 @@ def prepare(
         if run.reusable:
             check_prepared(config, folder)
             return run
-        with connect():
+        with connect(run=run):
             from polysome.data.prepare import prepare as prepare_data
 
             manifest = prepare_data(config, folder, report=announce)
@@ -119,7 +121,8 @@ def train(
             return run
         run.update(fingerprints={"data": manifest.fingerprint, "tokenizer": manifest.tokenizer_fingerprint})
         workers = config.workers
-        with connect(cpus=workers.minimum * workers.cpus_per_worker, gpus=workers.minimum * workers.gpus_per_worker):
+        cpus, gpus = workers.minimum * workers.cpus_per_worker, workers.minimum * workers.gpus_per_worker
+        with connect(cpus=cpus, gpus=gpus, run=run):
             from polysome.training.launch import train_stage
 
             with _following(run.folder, config.name, announce):
@@ -159,7 +162,7 @@ def evaluate(
     with runs.start(runs_root, "evaluate", config.name, config, parents=parents, run_id=run_id) as run:
         if run.reusable:
             return run
-        with connect(cpus=config.cpus_per_actor):
+        with connect(cpus=config.cpus_per_actor, gpus=config.gpus_per_actor, times=config.actors, run=run):
             from polysome.evaluation.run import evaluate as evaluate_model
 
             evaluation = evaluate_model(
@@ -210,12 +213,20 @@ def pipeline(
     if run_id is not None:
         require_unchanged(config, join(absolute(runs_root), run_id))
     check(config)
-    workers = [stage.train.workers for stage in config.stages.values()]
-    with connect(
-        cpus=max(worker.minimum * worker.cpus_per_worker for worker in workers),
-        gpus=max(worker.minimum * worker.gpus_per_worker for worker in workers),
-    ):
-        return run_pipeline(config, runs_root, run_id, announce=announce)
+    return run_pipeline(config, runs_root, run_id, announce=announce)
+
+
+def views_of(config: "ServeConfig") -> "Views":
+    """The jobs and runs that a server's gateways show.
+
+    Raises:
+        ConfigurationError: it submits jobs, and its recipes, its cluster or its runs are not what they should be.
+    """
+    from polysome.operations.gateway_jobs import GatewayJobs
+    from polysome.operations.gateway_runs import GatewayRuns
+    from polysome.serving.app import Views
+
+    return Views(GatewayJobs.of(config), GatewayRuns(config.runs) if config.runs else None)
 
 
 def serve(config: "ServeConfig", ready: Callable[[str, "ServeConfig"], None]) -> None:
@@ -230,11 +241,12 @@ def serve(config: "ServeConfig", ready: Callable[[str, "ServeConfig"], None]) ->
     from polysome.serving.checks import check
 
     config = check(config)
+    views = views_of(config)
     print(f"loading {config.model}", file=sys.stderr)
     with connect(cpus=config.cpus_per_replica):
         from polysome.serving import app
 
-        with app.serving(config) as url:
+        with app.serving(config, views) as url:
             ready(url, config)
             try:
                 app.wait()
@@ -250,6 +262,8 @@ def execute(recipe: Recipe, runs_root: str, *, run_id: str | None = None, announ
         PolysomeError: what the job says is wrong.
     """
     config: Any = recipe.config
+    if submission.current() is not None:
+        require_locked(require_checkout())
     if recipe.job == "pipeline":
         return pipeline(config, runs_root, run_id=run_id, announce=announce)
     steps: dict[str, Callable[..., runs.Run]] = {"prepare": prepare, "train": train, "evaluate": evaluate}

@@ -13,6 +13,7 @@ from typing import Any, Self
 from polysome.config import ConfigurationError, apply_overrides, read_yaml
 
 OVERRIDE = "override"
+OFFER = ("description", "parameters")
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,20 @@ class Layered:
     """A recipe after merging, before validation.
 
     Attributes:
-        content: without the keys `extends`, `preset`, `presets`, and without `like` in stages.
+        content: without the keys `extends`, `preset`, `presets`, `description` and `parameters`, and without `like` in
+            stages.
         origins: of every value that some layer sets, by dotted key (list items by index): the file, relative to the
             recipe's folder, `preset NAME`, or `override`.
         preset: the chosen one.
         files: those merged, the recipe last.
+        offer: what the keys `description` and `parameters` say to those who submit it through a gateway.
     """
 
     content: dict[str, Any]
     origins: dict[str, str]
     preset: str | None
     files: tuple[Path, ...]
+    offer: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ def read_layers(path: str | Path, overrides: Sequence[str] = ()) -> Layered:
     if chosen is not None:
         layer = _Layer.of(_preset(presets.content, chosen, where), f"preset {chosen}").over(layer)
     layer = _with_copies(layer, [override for override in overrides if override not in asked], str(path))
-    return Layered(layer.content, layer.origins, chosen, files)
+    offer = {key: layer.content.pop(key) for key in OFFER if key in layer.content}
+    origins = {leaf: name for leaf, name in layer.origins.items() if leaf.partition(".")[0] not in offer}
+    return Layered(layer.content, origins, chosen, files, offer)
 
 
 def _ancestry(path: Path, below: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -17,6 +17,7 @@ from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
+from polysome.operations.cluster import connect
 from polysome.operations.pipeline_check import build_tokenizer
 from polysome.operations.pipeline_config import MAIN, Asking, PipelineConfig, evaluation_step
 from polysome.operations.pipeline_report import markdown, step_summary, step_title, words
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 def run_pipeline(
     config: PipelineConfig, runs_root: str, run_id: str | None = None, *, announce: jobs.Announce = log.info
 ) -> Run:
-    """Run a checked pipeline on the connected Ray cluster; with the id of an earlier run, do what is not done yet.
+    """Run a checked pipeline on the Ray cluster of the job; with the id of an earlier run, do what is not done yet.
 
     The recipe of an earlier run may have changed, as long as every step that it finished is the same: later stages can
     be tried anew without the earlier ones.
@@ -47,8 +48,12 @@ def run_pipeline(
         if run.reusable:
             announce(f"{run.id} is finished already")
             return run
+        workers = [stage.train.workers for stage in config.stages.values()]
+        cpus = max(worker.minimum * worker.cpus_per_worker for worker in workers)
+        gpus = max(worker.minimum * worker.gpus_per_worker for worker in workers)
         try:
-            _Pipeline(config, run, announce).run()
+            with connect(cpus=cpus, gpus=gpus, run=run):
+                _Pipeline(config, run, announce).run()
         except BaseException as error:
             if not isinstance(error, ConfigurationError):
                 announce(f"stopped; go on with the same command and --run-id {run.id}")

@@ -95,8 +95,8 @@ def refused(recipe: Recipe, runs_root: str, run_id: str | None) -> dict[str, lis
 def _fate(folder: str, recipe: Recipe) -> str:
     record = runs.read_run(folder)
     same = record.config_fingerprint == fingerprint(recipe.config.model_dump(mode="json"))
-    if record.status == "running":
-        return f"{folder} is running, and is refused"
+    if record.status in runs.ALIVE:
+        return f"{folder} is {record.status}, and is refused"
     if not same and recipe.job != "pipeline":
         return f"{folder} has another configuration, and is refused; nothing is overwritten"
     if not same:

@@ -13,6 +13,7 @@ import polysome
 
 COMMIT_VARIABLE = "POLYSOME_COMMIT"
 USER_VARIABLE = "POLYSOME_USER"
+TEAM_VARIABLE = "POLYSOME_TEAM"
 _PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "tokenizers", "pyarrow", "numpy")
 
 
@@ -70,6 +71,11 @@ def user() -> str:
     except (KeyError, OSError):
         # A container may run under a number that no user database knows.
         return f"uid-{os.getuid()}"
+
+
+def team() -> str:
+    """Whose run it is: `POLYSOME_TEAM`; empty when that is not set."""
+    return os.environ.get(TEAM_VARIABLE, "")
 
 
 def command() -> str:

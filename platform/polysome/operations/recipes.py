@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from polysome.config import Config, ConfigurationError, validate
 from polysome.operations.layers import Layered, read_layers
+from polysome.operations.parameters import Offer, Parameter
 
 Job = Literal["prepare", "train", "evaluate", "pipeline", "serve"]
 JOBS: tuple[Job, ...] = get_args(Job)
@@ -91,6 +92,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, job: Job | N
             fix=f"run it with `polysome {'run' if declared == 'pipeline' else declared} {path}`",
         )
     config = validate(config_type(declared), content, where=_where(path, layered))
+    validate(Offer, layered.offer, where=str(path))
     return Recipe(
         job=declared,
         name=str(config.model_dump()["name"]),
@@ -143,6 +145,15 @@ _LAYER_KEYS = {
         "description": "Parts of a recipe, by name.",
         "type": "object",
         "additionalProperties": {"type": "object"},
+    },
+    "description": {
+        "description": "What the recipe is for, told to those who submit it through a gateway.",
+        "type": "string",
+    },
+    "parameters": {
+        "description": "What those who submit the recipe through a gateway may set, by name.",
+        "type": "object",
+        "additionalProperties": Parameter.model_json_schema(),
     },
 }
 _LIKE = {"description": "Another stage of the recipe, which this one starts as a copy of.", "type": "string"}

@@ -2,20 +2,18 @@
 
 A run folder is claimed by creating it, which can succeed once. While the job works, `run.json` says `running` and a
 heartbeat file is refreshed; the last thing that a job does is to replace `run.json` by one that says how it ended. A
-run whose process died without that is told from a living one by its heartbeat, and listed as interrupted.
+run whose process died without that is told from a living one by its heartbeat, and listed as interrupted then.
 """
 
-import hashlib
 import logging
 import math
 import os
+import posixpath
 import re
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -23,7 +21,9 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, Field
 
 from polysome.config import Config, ConfigurationError, DataError, PolysomeError, validate
-from polysome.operations import provenance
+from polysome.operations import heartbeat, provenance
+from polysome.operations.submission import Submission, current
+from polysome.operations.usage import Rates, Usage, read_rates
 from polysome.storage import (
     absolute,
     exists,
@@ -42,9 +42,10 @@ RUNS_VARIABLE = "POLYSOME_RUNS"
 RECORD = "run.json"
 HEARTBEAT = "heartbeat.json"
 BEAT_SECONDS = 15.0
-STALE_SECONDS = 60.0
 
-Status = Literal["running", "finished", "failed", "interrupted"]
+Status = Literal["queued", "running", "finished", "failed", "interrupted"]
+ALIVE: tuple[Status, ...] = ("queued", "running")
+"""A process works or waits for the run."""
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
@@ -60,6 +61,7 @@ class RunRecord(Config):
     started: str
     """UTC, ISO 8601, of the latest attempt."""
     finished: str | None = None
+    """When the latest attempt ended; of one whose process died, when that was last alive."""
     attempt: int = 1
     """Counts how often the run was started, the first time included."""
     config: dict[str, Any]
@@ -70,20 +72,44 @@ class RunRecord(Config):
     versions: dict[str, str]
     commit: str | None = None
     user: str
+    team: str = ""
     command: str
+    job_id: str | None = None
+    """Of the submitted job that the latest attempt belongs to."""
+    submission: Submission | None = None
+    """What was submitted; None for a run that was started by hand."""
     parents: list[str] = Field(default_factory=list)
     """Ids of the runs that this one belongs to or builds on."""
     results: dict[str, Any] = Field(default_factory=dict)
     error: str | None = None
+    cpus: float = 0.0
+    """That the latest attempt holds, or held: those it asked for at once, or the whole of a private local Ray."""
+    gpus: float = 0.0
+    held_since: str | None = None
+    """UTC, ISO 8601; None while the latest attempt has none yet."""
+    rates: Rates | None = None
+    """When the latest attempt started."""
+    usage: Usage = Usage()
+    """Of all attempts; in the file, of those that have ended."""
+    cost: float | None = None
+    """`usage` at `rates`."""
+
+    def used(self, until: str) -> dict[str, Any]:
+        """`usage` and `cost` with the latest attempt, which ended or was last seen then."""
+        held = (datetime.fromisoformat(until) - datetime.fromisoformat(self.held_since or until)).total_seconds()
+        usage = self.usage.and_held(max(0.0, held), cpus=self.cpus, gpus=self.gpus)
+        return {"usage": usage, "cost": usage.cost(self.rates)}
 
 
-class _Heartbeat(Config):
-    """`heartbeat.json`: when the job was last alive, and by which process, named without naming the machine."""
+def is_id(text: str) -> bool:
+    """Whether a run folder may be called so: a plain name, never a path."""
+    return bool(_RUN_ID.match(text))
 
-    beat: str
-    machine: str
-    pid: int
-    process_started: float
+
+def new_id(name: str) -> str:
+    """`<name>-<YYYYMMDD-HHMMSS>` (UTC), with what is no letter or digit of the name told by dashes."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    return f"{plain[:70]}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def default_root() -> str:
@@ -119,13 +145,20 @@ class Run:
         self, *, results: Mapping[str, Any] | None = None, fingerprints: Mapping[str, str] | None = None
     ) -> None:
         """Add results or fingerprints to the record and write it."""
-        self.record = self.record.model_copy(
-            update={
+        self._write(
+            {
                 "results": {**self.record.results, **(results or {})},
                 "fingerprints": {**self.record.fingerprints, **(fingerprints or {})},
             }
         )
-        write_json(join(self.folder, RECORD), self.record.model_dump(mode="json"))
+
+    def wait(self) -> None:
+        """Mark the run queued: it has nothing to run on yet."""
+        self._write({"status": "queued"})
+
+    def hold(self, *, cpus: float, gpus: float) -> None:
+        """Mark the run running, on so many CPUs and GPUs; their hours count from now."""
+        self._write({"status": "running", "cpus": cpus, "gpus": gpus, "held_since": heartbeat.now()})
 
     def finish(self, results: Mapping[str, Any] | None = None) -> None:
         """Mark the run finished, as the last thing of the job."""
@@ -143,7 +176,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.record.status != "running":
+        if self.record.status not in ALIVE:
             return
         if error is None:
             self.finish()
@@ -154,14 +187,14 @@ class Run:
         self._stop.set()
         if self._beating is not None:
             self._beating.join()
-        self.record = self.record.model_copy(
-            update={
-                "status": status,
-                "finished": _now(),
-                "results": {**self.record.results, **(results or {})},
-                "error": error,
-            }
+        ended = heartbeat.now()
+        results = {**self.record.results, **(results or {})}
+        self._write(
+            {"status": status, "finished": ended, "results": results, "error": error, **self.record.used(ended)}
         )
+
+    def _write(self, changes: Mapping[str, Any]) -> None:
+        self.record = self.record.model_copy(update=dict(changes))
         write_json(join(self.folder, RECORD), self.record.model_dump(mode="json"))
 
     def _keep_beating(self) -> None:
@@ -173,7 +206,7 @@ class Run:
                 log.warning("heartbeat of run %s was not written: %s", self.id, error)
 
     def _beat(self) -> None:
-        write_json(join(self.folder, HEARTBEAT), _this_heartbeat().model_dump())
+        heartbeat.beat(join(self.folder, HEARTBEAT))
 
 
 def start(
@@ -202,23 +235,30 @@ def start(
     resolved = dict(config) if isinstance(config, Mapping) else config.model_dump(mode="json")
     root = absolute(runs_root)
     _make_root(root)
+    job_id, submission = current() or (None, None)
     record = RunRecord(
         id=run_id or "",
         job=job,
         name=name,
         status="running",
-        started=_now(),
+        started=heartbeat.now(),
         config=resolved,
         config_fingerprint=fingerprint(resolved),
         versions=provenance.versions(),
         commit=provenance.commit(),
         user=provenance.user(),
+        team=provenance.team(),
         command=provenance.command(),
+        job_id=job_id,
+        # Of a pipeline and its steps, the pipeline was submitted.
+        submission=None if parents else submission,
         parents=list(parents),
+        # A pipeline's folder stands in that of the runs.
+        rates=read_rates(posixpath.dirname(root) if exists(join(root, RECORD)) else root),
     )
     if run_id is None:
         return _start_new(root, record)
-    if not _RUN_ID.match(run_id):
+    if not is_id(run_id):
         raise ConfigurationError(
             f"{run_id!r} is no run id", where="run id", fix="use letters, digits, '.', '_' and '-', at most 100 of them"
         )
@@ -229,16 +269,21 @@ def start(
 
 
 def read_run(folder: str) -> RunRecord:
-    """The record in a run folder, with `interrupted` for a run that says `running` but whose process is gone.
+    """The record in a run folder, its usage up to now; a run that says `queued` or `running` but whose process is gone
+    is `interrupted`, and ended when that was last alive.
 
     Raises:
         DataError: the folder has no readable `run.json`.
     """
     path = join(absolute(folder), RECORD)
     record = validate(RunRecord, read_json(path), where=path)
-    if record.status == "running" and not _alive(join(absolute(folder), HEARTBEAT)):
-        return record.model_copy(update={"status": "interrupted"})
-    return record
+    if record.status not in ALIVE:
+        return record
+    last = heartbeat.read(join(absolute(folder), HEARTBEAT))
+    if heartbeat.alive(last):
+        return record.model_copy(update=record.used(heartbeat.now()))
+    ended = max(last.beat, record.started) if last else record.started
+    return record.model_copy(update={"status": "interrupted", "finished": ended, **record.used(ended)})
 
 
 def list_runs(runs_root: str) -> list[tuple[str, RunRecord]]:
@@ -294,7 +339,7 @@ def _make_root(root: str) -> None:
 
 
 def _start_new(root: str, record: RunRecord) -> Run:
-    base = f"{_plain(record.name)}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    base = new_id(record.name)
     run_id = base
     while not _claim(join(root, run_id)):
         run_id = f"{base}-{secrets.token_hex(2)}"
@@ -331,15 +376,15 @@ def _start_again(folder: str, record: RunRecord, guarded_by_steps: bool) -> Run:
         return Run(folder, earlier, reusable=True)
     attempt = earlier.attempt + 1
     # Of two that take the run up at once, one makes the marker; a marker whose maker died at once is passed over.
-    while earlier.status == "running" or not _create(_marker(folder, attempt)):
-        if earlier.status == "running" or _alive(_marker(folder, attempt)):
+    while earlier.status in ALIVE or not heartbeat.create(_marker(folder, attempt)):
+        if earlier.status in ALIVE or heartbeat.alive(heartbeat.read(_marker(folder, attempt))):
             raise ConfigurationError(
                 f"run {record.id!r} is still running",
                 where=folder,
                 fix="wait for it or stop it, or choose another run id",
             )
         attempt += 1
-    return _write_first(folder, record.model_copy(update={"attempt": attempt}))
+    return _write_first(folder, record.model_copy(update={"attempt": attempt, "usage": earlier.usage}))
 
 
 _ABSENT = object()
@@ -359,66 +404,4 @@ def _claim(folder: str) -> bool:
         filesystem.mkdir(path, create_parents=False)
     except FileExistsError:
         return False
-    return _create(_marker(folder, 1))
-
-
-def _create(url: str) -> bool:
-    """Create a file that names this process and must not exist yet; False when it does."""
-    filesystem, path = url_to_fs(url)
-    try:
-        with filesystem.open(path, "xb") as handle:
-            handle.write(_this_heartbeat().model_dump_json().encode())
-    except FileExistsError:
-        return False
-    except (NotImplementedError, ValueError) as error:
-        raise ConfigurationError(
-            f"the file system of {url} cannot create a file exclusively, so two runs could share a folder",
-            where="--runs",
-            fix="keep runs on a local or shared folder, or on S3 or GCS",
-        ) from error
-    return True
-
-
-def _alive(heartbeat: str) -> bool:
-    """Whether the process that wrote the file lives: looked up where it is on this machine, else told by its age."""
-    try:
-        beat = validate(_Heartbeat, read_json(heartbeat), where=heartbeat)
-    except DataError:
-        return False
-    if beat.machine == _machine():
-        return _process_started(beat.pid) == beat.process_started
-    return (datetime.now(UTC) - datetime.fromisoformat(beat.beat)).total_seconds() < STALE_SECONDS
-
-
-def _process_started(pid: int) -> float | None:
-    import psutil
-
-    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return float(process.create_time())
-    return None
-
-
-def _this_heartbeat() -> _Heartbeat:
-    pid = os.getpid()
-    return _Heartbeat(beat=_now(), machine=_machine(), pid=pid, process_started=_process_started(pid) or 0.0)
-
-
-def _machine() -> str:
-    """A hash that is the same for processes which see each other's process ids, and tells nothing else."""
-    parts = []
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            parts.append(os.readlink(path) if os.path.islink(path) else Path(path).read_text(encoding="ascii"))
-        except OSError:
-            return f"unknown-{secrets.token_hex(8)}"
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return heartbeat.create(_marker(folder, 1))

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -32,6 +33,7 @@ from polysome.serving.gateway import create_api
 from polysome.serving.jobs_api import Jobs
 from polysome.serving.metrics import Requests, count_tokens, observed, rejected
 from polysome.serving.pool import ModelPool
+from polysome.serving.reports_api import Runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +47,14 @@ log = logging.getLogger(__name__)
 _PROXY_MARGIN_SECONDS = 15.0
 _START_SECONDS = 300.0
 _STOP_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a gateway shows beside its model; given by the floor above, as jobs and runs are kept there."""
+
+    jobs: Jobs | None = None
+    runs: Runs | None = None
 
 
 class HandlePool:
@@ -149,9 +159,9 @@ def _told(error: RayError) -> Exception:
 class Gateway:
     """A stateless front: builds the API in its own process, so that nothing of FastAPI is pickled."""
 
-    def __init__(self, config: dict[str, Any], fingerprint: str, pool: DeploymentHandle, jobs: Jobs | None) -> None:
+    def __init__(self, config: dict[str, Any], fingerprint: str, pool: DeploymentHandle, views: Views) -> None:
         self._config = ServeConfig.model_validate(config)
-        self._fingerprint, self._jobs = fingerprint, jobs
+        self._fingerprint, self._views = fingerprint, views
         self._pool: Pool = HandlePool(pool, self._config.name)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -161,21 +171,22 @@ class Gateway:
             self._pool,
             self._fingerprint,
             registry=registry,
-            jobs=self._jobs,
+            jobs=self._views.jobs,
+            runs=self._views.runs,
             max_model_len=context_length(self._config.model),
         )
         # Outside of the application, so that what it refuses costs nothing, and its own failures get the headers too.
         return Requests(Guard(create_api(context), Access.of(self._config), rejected))
 
 
-def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:
+def build(config: ServeConfig, views: Views | None = None) -> Application:
     """The application: gateway in front of an autoscaled pool.
 
     A new version starts beside the old one (`max_surge_percent=100`), so an update drops no request.
 
     Args:
         config: what is served.
-        jobs: what the gateway submits jobs to.
+        views: of the cluster's jobs and runs, which the gateway shows.
 
     Raises:
         DataError: the model folder lacks config, safetensors weights, tokenizer or chat template.
@@ -209,7 +220,7 @@ def build(config: ServeConfig, *, jobs: Jobs | None = None) -> Application:
         # It mostly waits; whole CPUs are for models, so that two replicas fit on two.
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Gateway))
-    return gateway.bind(settings, model_fingerprint(config.model), pool, jobs)
+    return gateway.bind(settings, model_fingerprint(config.model), pool, views or Views())
 
 
 def _autoscaling(config: ServeConfig) -> dict[str, Any]:
@@ -233,7 +244,7 @@ def _autoscaling(config: ServeConfig) -> dict[str, Any]:
     return settings
 
 
-def start(config: ServeConfig, *, jobs: Jobs | None = None) -> str:
+def start(config: ServeConfig, views: Views | None = None) -> str:
     """Deploy on the connected Ray and wait until a token was generated; returns the URL. Stopped by `stop`.
 
     Raises:
@@ -253,7 +264,7 @@ def start(config: ServeConfig, *, jobs: Jobs | None = None) -> str:
         },
     )
     try:
-        serve.run(build(config, jobs=jobs), name=config.name, route_prefix="/", blocking=False)
+        serve.run(build(config, views), name=config.name, route_prefix="/", blocking=False)
         _wait_until_ready(httpx, config)
     except BaseException:
         stop(config)
@@ -282,9 +293,9 @@ def _wait_until_ready(httpx: Any, config: ServeConfig) -> None:
 
 
 @contextlib.contextmanager
-def serving(config: ServeConfig, *, jobs: Jobs | None = None) -> Iterator[str]:
+def serving(config: ServeConfig, views: Views | None = None) -> Iterator[str]:
     """`start` and `stop` as one block; gives the URL."""
-    url = start(config, jobs=jobs)
+    url = start(config, views)
     try:
         yield url
     finally:

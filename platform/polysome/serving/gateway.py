@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 import polysome
 from polysome.config import PolysomeError
-from polysome.serving import batch_api, openai_api, predict_api
+from polysome.serving import batch_api, jobs_api, openai_api, pages, predict_api, reports_api
 from polysome.serving.context import Context
 from polysome.serving.metrics import Reason, rejected
 from polysome.serving.protocol import ApiError, ErrorBody, as_api_error, from_validation, internal_error
@@ -19,7 +19,14 @@ from polysome.serving.protocol import ApiError, ErrorBody, as_api_error, from_va
 log = logging.getLogger(__name__)
 
 _REJECTED: dict[int, Reason] = {408: "expired", 429: "overloaded", 503: "unavailable"}
-_ROUTERS = (openai_api.router, predict_api.router, batch_api.router)
+_ROUTERS = (
+    openai_api.router,
+    predict_api.router,
+    batch_api.router,
+    jobs_api.router,
+    reports_api.router,
+    pages.router,
+)
 
 
 def create_api(context: Context) -> FastAPI:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from polysome.config import Config, ConfigurationError
+from polysome.serving.protocol import ApiError
+
+if TYPE_CHECKING:
+    from polysome.serving.context import Context
+
+MAX_TAIL = 10_000
+
+
+class UnknownJob(ConfigurationError):
+    """There is no job of that id."""
 
 
 @dataclass(frozen=True)
@@ -12,6 +27,7 @@ class JobStatus:
     """One submitted job."""
 
     id: str
+    """Of its run; the same for every attempt at it."""
     recipe: str
     status: str
     """queued, running, finished, failed, stopped or interrupted."""
@@ -43,7 +59,7 @@ class Jobs(Protocol):
         ...
 
     def status(self, job: str) -> JobStatus:
-        """Raises ConfigurationError for an unknown job."""
+        """Raises UnknownJob."""
         ...
 
     def logs(self, job: str, *, tail: int) -> str:
@@ -57,3 +73,87 @@ class Jobs(Protocol):
     def resume(self, job: str) -> JobStatus:
         """Submit it again with the same run id."""
         ...
+
+
+class JobRequest(Config):
+    """`POST /v1/jobs`."""
+
+    recipe: Annotated[str, Field(min_length=1, max_length=128)]
+    """Name of one of `GET /v1/recipes`."""
+    parameters: dict[str, Any] = {}
+    """By name, as the recipe's JSON Schema declares them."""
+
+
+class _Caller(Protocol):
+    """What of `access.Caller` counts here."""
+
+    key_id: str
+    team: str
+    scopes: frozenset[str]
+
+
+def router(context: Context) -> APIRouter:
+    """`/v1/recipes` and `/v1/jobs`. A team sees, stops and resumes its own jobs; the scope `admin` all."""
+    routes = APIRouter()
+
+    def jobs() -> Jobs:
+        if context.jobs is None:
+            raise ApiError(404, "this server takes no jobs", code="jobs_disabled")
+        return context.jobs
+
+    def caller(request: Request) -> _Caller:
+        found: _Caller = request.state.caller
+        return found
+
+    def own(request: Request, job: str, act: Callable[[], JobStatus] | None = None) -> dict[str, Any]:
+        """Do it to a job of the caller's and tell its status; another team's job is as unknown as none."""
+        asked = caller(request)
+        try:
+            status = jobs().status(job)
+            if status.team != asked.team and "admin" not in asked.scopes:
+                raise UnknownJob(f"no job {job!r}")
+            return asdict(act() if act else status)
+        except UnknownJob as error:
+            raise ApiError(404, f"no job {job!r}; GET /v1/jobs lists them", code="job_not_found") from error
+
+    # Plain functions: what asks a cluster blocks, and runs in a thread.
+    @routes.get("/v1/recipes")
+    def recipes() -> dict[str, Any]:
+        """The recipes that may be submitted, with the JSON Schema of their parameters."""
+        return {"object": "list", "data": jobs().recipes()}
+
+    @routes.get("/v1/jobs")
+    def listed(request: Request) -> dict[str, Any]:
+        """The team's jobs, newest first."""
+        asked = caller(request)
+        team = None if "admin" in asked.scopes else asked.team
+        return {"object": "list", "data": [asdict(status) for status in jobs().list(team=team)]}
+
+    @routes.post("/v1/jobs")
+    def submit(body: JobRequest, request: Request) -> dict[str, Any]:
+        """Submit a recipe with parameters."""
+        asked = caller(request)
+        return asdict(jobs().submit(body.recipe, body.parameters, team=asked.team, user=asked.key_id))
+
+    @routes.get("/v1/jobs/{job}")
+    def status(job: str, request: Request) -> dict[str, Any]:
+        """How one job stands."""
+        return own(request, job)
+
+    @routes.get("/v1/jobs/{job}/logs")
+    def logs(job: str, request: Request, tail: Annotated[int, Query(ge=1, le=MAX_TAIL)] = 200) -> dict[str, Any]:
+        """The last lines that it has written."""
+        own(request, job)
+        return {"id": job, "logs": jobs().logs(job, tail=tail)}
+
+    @routes.post("/v1/jobs/{job}/stop")
+    def stop(job: str, request: Request) -> dict[str, Any]:
+        """End it after a last checkpoint."""
+        return own(request, job, lambda: jobs().stop(job))
+
+    @routes.post("/v1/jobs/{job}/resume")
+    def resume(job: str, request: Request) -> dict[str, Any]:
+        """Go on where it ended."""
+        return own(request, job, lambda: jobs().resume(job))
+
+    return routes

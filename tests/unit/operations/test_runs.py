@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from polysome.config import ConfigurationError, DataError
-from polysome.operations import runs
+from polysome.operations import heartbeat, runs
 
 CONFIG = {"name": "demo", "seed": 7}
 
@@ -76,7 +76,7 @@ def test_a_run_of_another_machine_is_told_by_its_heartbeat(tmp_path):
     with start(tmp_path, run_id="far") as run:
         beat = Path(run.folder, runs.HEARTBEAT)
         content = {**json.loads(beat.read_text()), "machine": "another"}
-        for age, status in ((0, "running"), (runs.STALE_SECONDS + 1, "interrupted")):
+        for age, status in ((0, "running"), (heartbeat.STALE_SECONDS + 1, "interrupted")):
             content["beat"] = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
             beat.write_text(json.dumps(content))
             assert runs.read_run(run.folder).status == status

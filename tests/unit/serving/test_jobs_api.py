@@ -1,0 +1,111 @@
+"""`/v1/jobs` and `/v1/recipes`: whose jobs are whose, and what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastapi.testclient import TestClient
+
+from polysome.serving.jobs_api import JobStatus, UnknownJob, router
+from polysome.serving.protocol import ApiError
+
+
+@dataclass
+class FakeJobs:
+    """Two teams' jobs in memory."""
+
+    jobs: dict[str, JobStatus] = field(default_factory=dict)
+
+    def recipes(self) -> list[dict[str, Any]]:
+        return [{"name": "tiny", "description": "", "parameters": {}}]
+
+    def submit(self, recipe: str, parameters: Mapping[str, Any], *, team: str, user: str) -> JobStatus:
+        job = JobStatus(f"{recipe}-{len(self.jobs)}", recipe, "queued", team, user, "2026-01-01T00:00:00+00:00")
+        self.jobs[job.id] = job
+        return job
+
+    def list(self, *, team: str | None) -> list[JobStatus]:
+        return [job for job in self.jobs.values() if team in (None, job.team)]
+
+    def status(self, job: str) -> JobStatus:
+        if job not in self.jobs:
+            raise UnknownJob("no job")
+        return self.jobs[job]
+
+    def logs(self, job: str, *, tail: int) -> str:
+        return f"{tail} lines"
+
+    def stop(self, job: str) -> JobStatus:
+        self.jobs[job] = replace(self.jobs[job], status="stopped")
+        return self.jobs[job]
+
+    def resume(self, job: str) -> JobStatus:
+        self.jobs[job] = replace(self.jobs[job], status="queued")
+        return self.jobs[job]
+
+
+def client(jobs: FakeJobs | None, *, team: str = "", scopes: tuple[str, ...] = ("submit",)) -> TestClient:
+    api = FastAPI()
+
+    @api.middleware("http")
+    async def access(request: Request, following: Any) -> Any:
+        request.state.caller = SimpleNamespace(key_id=f"key-{team}", team=team, scopes=frozenset(scopes))
+        return await following(request)
+
+    @api.exception_handler(ApiError)
+    async def told(request: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(), status_code=error.status)
+
+    api.include_router(router(SimpleNamespace(jobs=jobs)))  # type: ignore[arg-type]
+    return TestClient(api)
+
+
+def test_a_team_sees_and_moves_its_own_jobs_alone():
+    jobs = FakeJobs()
+    wet, dry, admin = client(jobs, team="wet"), client(jobs, team="dry"), client(jobs, scopes=("submit", "admin"))
+    sent = wet.post("/v1/jobs", json={"recipe": "tiny", "parameters": {"epochs": 2}}).json()
+    assert (sent["team"], sent["user"], sent["status"]) == ("wet", "key-wet", "queued")
+    path = f"/v1/jobs/{sent['id']}"
+    for caller, seen in ((wet, [sent["id"]]), (dry, []), (admin, [sent["id"]])):
+        assert [job["id"] for job in caller.get("/v1/jobs").json()["data"]] == seen
+        assert caller.get(path).status_code == (200 if seen else 404)
+    for method, route in (("GET", "/logs"), ("POST", "/stop"), ("POST", "/resume")):
+        refused = dry.request(method, path + route)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "job_not_found")
+    assert jobs.jobs[sent["id"]].status == "queued"
+    assert wet.post(f"{path}/stop").json()["status"] == "stopped"
+    assert admin.post(f"{path}/resume").json()["status"] == "queued"
+
+
+def test_another_teams_job_is_refused_as_one_that_is_not_there():
+    jobs = FakeJobs()
+    client(jobs, team="wet").post("/v1/jobs", json={"recipe": "tiny"})
+    dry = client(jobs, team="dry")
+    there, nowhere = dry.get("/v1/jobs/tiny-0").json(), dry.get("/v1/jobs/tiny-1").json()
+    assert there == {"error": {**nowhere["error"], "message": nowhere["error"]["message"].replace("tiny-1", "tiny-0")}}
+
+
+def test_logs_are_the_last_lines_within_a_bound():
+    jobs = FakeJobs()
+    caller = client(jobs)
+    caller.post("/v1/jobs", json={"recipe": "tiny"})
+    assert caller.get("/v1/jobs/tiny-0/logs?tail=7").json() == {"id": "tiny-0", "logs": "7 lines"}
+    assert caller.get("/v1/jobs/tiny-0/logs?tail=1000000").status_code == 422
+
+
+@pytest.mark.parametrize("body", [{}, {"recipe": ""}, {"recipe": "tiny", "overrides": ["a=b"]}, {"recipe": ["a"]}])
+def test_a_body_that_says_anything_else_is_refused(body):
+    jobs = FakeJobs()
+    assert client(jobs).post("/v1/jobs", json=body).status_code == 422
+    assert not jobs.jobs
+
+
+def test_a_server_without_a_cluster_says_so():
+    for route in ("/v1/recipes", "/v1/jobs", "/v1/jobs/a"):
+        refused = client(None).get(route)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "jobs_disabled")
+    assert client(FakeJobs()).get("/v1/recipes").json()["data"][0]["name"] == "tiny"
