@@ -6,6 +6,7 @@ shares with other chains (prepared data, the stages that it begins with, baselin
 """
 
 import logging
+import posixpath
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from polysome.config import ConfigurationError
 from polysome.data.config import PrepareConfig, PrepareSettings
 from polysome.evaluation.config import EvaluationConfig, EvaluationSettings
+from polysome.evaluation.results import RESULTS_FILE
 from polysome.models.backbone import ModelSource
 from polysome.operations import jobs, provenance, runs
 from polysome.operations.cluster import connect
@@ -24,7 +26,7 @@ from polysome.operations.pipeline_report import markdown, step_summary, step_tit
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import dataset
-from polysome.storage import join, open_atomic
+from polysome.storage import exists, join, open_atomic
 from polysome.training.config import StageConfig
 
 if TYPE_CHECKING:
@@ -201,16 +203,25 @@ class _Pipeline:
         from polysome.data.examples import read_examples
         from polysome.data.render import question
         from polysome.serving.app import serving
+        from polysome.serving.checks import check
         from polysome.serving.client import ask_chat
 
         assert self.config.serving is not None
         settings = self.config.serving
         config = ServeConfig(model=export, **settings.model_dump(include=set(ServeSettings.model_fields)))
+        name, _ = self.trained[tuple(self.config.chains[MAIN])]
+        evaluated = join(self.folder, evaluation_step(name, ""))
+        # What the pipeline knows of its model, and its own run, are there to be shown.
+        known = {"runs": posixpath.dirname(self.folder)}
+        if exists(join(evaluated, RESULTS_FILE)):
+            known["calibration"] = evaluated
+        unset = {name: value for name, value in known.items() if getattr(config, name) is None}
+        config = check(config.model_copy(update=unset))
         spec = dataset(settings.question_task)
         example = read_examples(spec, "test", limit=1).to_pylist()[0]
         asked = question(spec, example["sequences"])
         self.announce(f"serve {config.name}")
-        with serving(config) as url:
+        with serving(config, jobs.views_of(config)) as url:
             told = ask_chat(url, config.name, asked, prompt=config.prompt)
             assert spec.task is not None
             self.announce(f"  url:      {url}/v1/chat/completions")
@@ -218,7 +229,7 @@ class _Pipeline:
             self.announce(f"  answer:   {told}   (truth: {spec.task.label.encode(example['label'])})")
             self.run_record.update(results={"served": {"question": asked, "answer": told}})
             if settings.keep:
-                self.announce(f"  stays up at {url} until Ctrl-C")
+                self.announce(f"  stays up until Ctrl-C; open {url} in a browser")
                 with suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(1)
