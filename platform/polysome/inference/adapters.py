@@ -52,6 +52,7 @@ class Adapters:
             self._peft = PeftModel(self._model, config, adapter_name=name)
         self._peft.load_adapter(folder, name, torch_device=device)
         self._peft.eval()
+        self._mixes.clear()
         self._apply(self.active, anew=True)
 
     def unload(self, name: str) -> None:
@@ -68,8 +69,13 @@ class Adapters:
             # PEFT deletes a module's copies only while another adapter's are in use.
             self._apply(others[0], anew=True)
         self._peft.delete_adapter(name)
-        self._apply(self.active, anew=True)
-        self._mixes.pop(name, None)
+        if others:
+            self._apply(self.active, anew=True)
+        else:
+            # Without one, PEFT's layers take no further one.
+            self._peft.base_model.unload()
+            self._peft = self._applied = None
+        self._mixes.clear()
 
     def activate(self, name: str | None) -> None:
         """Answer with one adapter from now on, or without any.
@@ -104,11 +110,12 @@ class Adapters:
     def mixes(self, name: str) -> bool:
         """Whether an adapter can share a batch with others: tried once, as not every kind of layer can."""
         if name not in self._mixes:
-            self._mixes[name] = self._tried(name)
+            others = [None, *(other for other in self.names if other != name)]
+            self._mixes[name] = all(self._tried(*pair) for other in others for pair in ((name, other), (other, name)))
         return self._mixes[name]
 
     @torch.inference_mode()
-    def _tried(self, name: str) -> bool:
+    def _tried(self, first: str | None, second: str | None) -> bool:
         device = self._model.get_input_embeddings().weight.device
         ids = torch.tensor([[0, 1, 2], [0, 1, 2]], device=device)
 
@@ -116,10 +123,14 @@ class Adapters:
             found: torch.Tensor = self.call(names, {"input_ids": ids, "use_cache": False}).logits.float()
             return found
 
-        apart = torch.stack([logits([name, name])[0], logits([None, None])[0]])
+        apart = torch.stack([logits([first, first])[0], logits([second, second])[0]])
         try:
-            together = logits([name, None])
-        except (ValueError, TypeError, NotImplementedError):
+            together = logits([first, second])
+        except (ValueError, TypeError, NotImplementedError, KeyError):
+            # PEFT leaves what it hung on its layers for the pass that failed.
+            for module in self._model.modules():
+                module._forward_pre_hooks.clear()
+                module._forward_pre_hooks_with_kwargs.clear()
             return False
         return bool((together - apart).abs().max() <= 1e-2 * apart.abs().max())
 

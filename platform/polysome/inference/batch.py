@@ -12,6 +12,7 @@ import torch
 
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.data.tokenizer_files import load_tokenizer
+from polysome.inference import prompts
 from polysome.inference.adapters import Adapters
 from polysome.inference.asynchronous import Traced
 from polysome.inference.decoding import Decoder, Row
@@ -31,8 +32,6 @@ ADAPTER = "default"
 """Name of the adapter that an engine is opened with."""
 
 _TRACED_AT_ONCE = 256
-_SPELT_BEHIND = 8
-"""Tokens before one that decide how it is spelt: a blank, or the other bytes of a character."""
 
 
 class BatchEngine:
@@ -216,9 +215,9 @@ class BatchEngine:
     def score(self, conversations: Sequence[Prompt], choices: Sequence[str]) -> list[Scores]:
         """See `Engine.score`. Prompt and choice are tokenized apart, as the turn start is a special token."""
         check_choices(choices)
-        prompts = [self.encode(conversation) for conversation in conversations]
+        encoded_prompts = [self.encode(conversation) for conversation in conversations]
         encoded = [self._tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
-        return self._scorer.score(prompts, encoded)
+        return self._scorer.score(encoded_prompts, encoded)
 
     def embed(self, texts: Sequence[Prompt], *, pool: Pool) -> NDArray[np.float32]:
         """See `Engine.embed`."""
@@ -262,10 +261,10 @@ class BatchEngine:
     @torch.inference_mode()
     def trace(self, prompt: Prompt, answer: Sequence[int], *, top: int) -> Traced:
         """See `AsyncEngine.trace`."""
-        ids = [*self.encode(prompt), *answer]
-        if len(ids) > self.context:
+        ids = [*self.encode(prompt), *self.encode(tuple(answer))]
+        if not 1 <= len(ids) <= self.context:
             raise DataError(
-                f"prompt and answer have {len(ids)} tokens, the model's context is {self.context}",
+                f"prompt and answer have {len(ids)} tokens; the model's context is {self.context}",
                 fix="shorten the prompt, or use a model with a longer context",
             )
         logits, _ = self._forward.logits(*self._forward.padded([ids]), keep=len(ids), use_cache=False)
@@ -280,44 +279,11 @@ class BatchEngine:
                 tuple((self._tokenizer.decode([token]), value) for token, value in zip(*pair, strict=True))
                 for pair in zip(places.tolist(), values.tolist(), strict=True)
             ]
-        return Traced(tuple(ids), tuple(self._spelt(ids)), tuple(logprobs), tuple(best))
-
-    def _spelt(self, ids: list[int]) -> Iterator[str]:
-        """The text that each token adds to those before it."""
-        for index, token in enumerate(ids):
-            before = ids[max(0, index - _SPELT_BEHIND) : index]
-            known = self._tokenizer.decode(before)
-            yield self._tokenizer.decode([*before, token])[len(known) :]
+        return Traced(tuple(ids), tuple(prompts.spelt(self._tokenizer, ids)), tuple(logprobs), tuple(best))
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: a conversation up to where the answer begins, a text as the tokenizer reads a
-        document, ids as they are.
-
-        Raises:
-            DataError: the chat template cannot render the conversation; an id is none of the vocabulary.
-        """
-        from jinja2 import TemplateError
-
-        if isinstance(prompt, str):
-            return list(self._tokenizer.encode(prompt))
-        if isinstance(prompt, tuple):
-            if not all(0 <= token < len(self._tokenizer) for token in prompt):
-                raise DataError(
-                    f"a token id is none of the vocabulary's {len(self._tokenizer)}",
-                    fix="use the tokenizer of this model",
-                )
-            return list(prompt)
-        if not prompt:
-            raise DataError("the conversation is empty", fix="give it a message of the user")
-        try:
-            text = self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        except (TemplateError, TypeError, KeyError) as error:
-            raise DataError(
-                f"the chat template cannot render this conversation: {error}",
-                where=f"roles {[message.get('role') for message in prompt]}",
-                fix="use the roles that the model's chat template knows, each with text content",
-            ) from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        """See `prompts.encode`."""
+        return prompts.encode(self._tokenizer, prompt)
 
     def row(self, prompt: Prompt, sampling: Sampling, index: int = 0, *, fresh: Sequence[int] | None = None) -> Row:
         """A prompt on its way, answered by the active adapter.

@@ -46,7 +46,7 @@ class Decoder:
     """
 
     def __init__(self, forward: Forward, tokenizer: Any, stop_tokens: frozenset[int]) -> None:
-        self.forward, self._tokenizer, self._stop_tokens = forward, tokenizer, stop_tokens
+        self.forward, self._tokenizer, self.stop_tokens = forward, tokenizer, stop_tokens
 
     def batches(self, rows: list[Row], budget: int) -> list[list[int]]:
         """Indices of rows to decode together, each batch within `budget` positions of prompts, answers and padding."""
@@ -70,7 +70,7 @@ class Decoder:
         """Add a token to a row that is not done, and see whether it was the last."""
         if not row.done:
             row.answer.append(token)
-            row.stopped = token in self._stop_tokens or self._says(row.sampling.stop, row.answer)
+            row.stopped = token in self.stop_tokens or self._says(row.sampling.stop, row.answer)
 
     def text(self, answer: list[int]) -> str:
         """An answer without special tokens."""
@@ -124,7 +124,7 @@ class Running:
         if self._joining:
             logits = self._take_in(logits)
         assert logits is not None
-        self._tokens = _drawn(logits.float(), self.rows)
+        self._tokens = drawn(logits.float(), self.rows)
         for row, token in zip(self.rows, self._tokens.tolist(), strict=True):
             self._decoder.take(row, token)
 
@@ -192,20 +192,22 @@ def _left_padded(mask: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))
 
 
-def _drawn(logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+def drawn(logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:
     """The next token of every row, int64 [rows]: the likeliest, or drawn where the row has a temperature."""
     tokens = logits.argmax(dim=-1)
     warm = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if warm:
-        drawn = [rows[index] for index in warm]
+        warmed = [rows[index] for index in warm]
 
         def column(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float64, device=logits.device)
 
-        temperature = column([row.sampling.temperature for row in drawn])[:, None].to(logits.dtype)
-        top_p = column([row.sampling.top_p for row in drawn])[:, None]
-        uniform = column([row.draws.random() if row.draws else 0.0 for row in drawn])
-        tokens[warm] = sample(logits[warm] / temperature, top_p, uniform)
+        temperature = column([row.sampling.temperature for row in warmed])[:, None]
+        top_p = column([row.sampling.top_p for row in warmed])[:, None]
+        uniform = column([row.draws.random() if row.draws else 0.0 for row in warmed])
+        # From the likeliest down: however low the temperature is, that one stays a number.
+        chosen = logits[warm].double()
+        tokens[warm] = sample((chosen - chosen.amax(dim=-1, keepdim=True)) / temperature, top_p, uniform)
     return tokens
 
 
@@ -220,5 +222,5 @@ def sample(logits: torch.Tensor, top_p: float | torch.Tensor, uniform: torch.Ten
     cumulative = probabilities.cumsum(dim=-1)
     chosen = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     # Rounding may carry a draw just below 1 past the last token that is allowed.
-    last_allowed = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    last_allowed = (probabilities > 0).sum(dim=-1, keepdim=True).clamp(min=1) - 1
     return order.gather(-1, chosen.minimum(last_allowed))[:, 0]

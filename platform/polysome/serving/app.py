@@ -194,22 +194,22 @@ def build(config: ServeConfig, views: Views | None = None) -> Application:
     """
     config = resolved(config)
     settings = config.model_dump(mode="json")
+    options: dict[str, Any] = {
+        "autoscaling_config": _autoscaling(config),
+        "max_ongoing_requests": config.max_ongoing_requests,
+        "max_queued_requests": config.max_queued_requests,
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": config.request_timeout_seconds,
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 60,
+    }
     if config.engine == "vllm":
         from polysome.serving.vllm_pool import vllm_deployment
 
-        pool = vllm_deployment(config)
+        pool = vllm_deployment(config, options)
     else:
-        pool = serve.deployment(
-            name="ModelPool",
-            autoscaling_config=_autoscaling(config),
-            max_ongoing_requests=config.max_ongoing_requests,
-            max_queued_requests=config.max_queued_requests,
-            max_surge_percent=100,
-            graceful_shutdown_timeout_s=config.request_timeout_seconds,
-            health_check_period_s=10,
-            health_check_timeout_s=60,
-            ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
-        )(ModelPool).bind(settings)
+        resources = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
+        pool = serve.deployment(name="ModelPool", ray_actor_options=resources, **options)(ModelPool).bind(settings)
     gateway = serve.deployment(
         name="Gateway",
         num_replicas=config.gateway_replicas,

@@ -37,32 +37,29 @@ def open_async_engine(config: ServeConfig) -> AsyncEngine:
     Raises:
         DataError, ConfigurationError: the model cannot be opened.
     """
-    device = "cuda" if config.gpus_per_replica else "cpu"
+    from polysome.inference.batch import BatchEngine
+
+    engine = BatchEngine(
+        config.model,
+        max_batch_tokens=config.max_batch_tokens,
+        threads=config.cpus_per_replica,
+        device="cuda" if config.gpus_per_replica else "cpu",
+    )
     if config.engine == "continuous":
         from polysome.inference.continuous import ContinuousEngine
 
-        return ContinuousEngine.open(
-            config.model,
-            max_batch_size=config.max_batch_size,
-            max_batch_tokens=config.max_batch_tokens,
-            threads=config.cpus_per_replica,
-            device=device,
-        )
-    from polysome.inference.batch import BatchEngine
+        return ContinuousEngine(engine, max_batch_size=config.max_batch_size)
     from polysome.inference.static import StaticEngine
 
-    engine = BatchEngine(
-        config.model, max_batch_tokens=config.max_batch_tokens, threads=config.cpus_per_replica, device=device
-    )
     return StaticEngine(engine, max_batch_size=config.max_batch_size, batch_wait_seconds=config.batch_wait_seconds)
 
 
 class ModelPool:
     """A replica: the Serve deployment that holds one engine."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], engine: AsyncEngine | None = None) -> None:
         self._config = ServeConfig.model_validate(config)
-        self._engine = open_async_engine(self._config)
+        self._engine = engine or open_async_engine(self._config)
         self._published: dict[str, Published] = {}
         self._adapter = self._multiplexed()
         self._healthy_until = 0.0
