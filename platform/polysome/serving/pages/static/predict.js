@@ -89,7 +89,7 @@ function checkArea(area) {
   else {
     const lengths = records.map((record) => record.sequence.length);
     const [low, high] = [Math.min(...lengths), Math.max(...lengths)];
-    told.textContent = `${count(records.length, "sequence")}, ${low === high ? low : `${low} to ${high}`} letters.`;
+    told.textContent = `${count(records.length, "sequence")}, ${low === high ? low : `${low} to ${high}`} letters${records.length > 1 && low === high ? " each" : ""}.`;
   }
 }
 
