@@ -55,6 +55,8 @@ def model_folder(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def served(ray_cluster, model_folder: str) -> Iterator[tuple[str, ServeConfig]]:
+    from ray import serve
+
     from polysome.serving import app
 
     config = ServeConfig(
@@ -67,6 +69,8 @@ def served(ray_cluster, model_folder: str) -> Iterator[tuple[str, ServeConfig]]:
     )
     with app.serving(config) as url:
         yield url, config
+    # Other tests of this Ray serve at a port of their own, and Serve has one proxy.
+    serve.shutdown()
 
 
 def chat(url: str, content: str = "Is there a promoter?", **fields: object) -> httpx.Response:

@@ -84,6 +84,8 @@ def adapters(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture(scope="module")
 def served(ray_cluster, model_folder: str, adapters) -> Iterator[tuple[str, ServeConfig]]:
+    from ray import serve
+
     from polysome.serving import app
 
     config = ServeConfig(
@@ -100,6 +102,8 @@ def served(ray_cluster, model_folder: str, adapters) -> Iterator[tuple[str, Serv
     )
     with app.serving(config) as url:
         yield url, config
+    # Other tests of this Ray serve at a port of their own, and Serve has one proxy.
+    serve.shutdown()
 
 
 def body(model: str = NAME, content: str = "<dna>ACGT</dna> Is there a promoter?", **fields: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class _Answer:
     prompt: Prompt
     sampling: Sampling
     adapter: str | None
-    tell: Callable[[Delta | PolysomeError], None]
+    tell: Callable[[Delta | Exception], None]
     pieces: Pieces
     row: Row | None = None
     cancelled: bool = False
@@ -82,6 +82,7 @@ class StaticEngine:
         self._answers: list[_Answer] = []
         self._waiting: deque[_Answer | _Score | _Work] = deque()
         self._news = threading.Condition()
+        self._begun: list[_Answer | _Score | _Work] = []
         self._failure: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -90,9 +91,9 @@ class StaticEngine:
     async def generate(self, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None) -> AsyncIterator[Delta]:
         """See `AsyncEngine.generate`."""
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Delta | PolysomeError] = asyncio.Queue()
+        told: asyncio.Queue[Delta | Exception] = asyncio.Queue()
 
-        def tell(event: Delta | PolysomeError) -> None:
+        def tell(event: Delta | Exception) -> None:
             loop.call_soon_threadsafe(told.put_nowait, event)
 
         answer = _Answer(prompt, sampling, adapter, tell, Pieces(sampling.stop))
@@ -100,7 +101,7 @@ class StaticEngine:
         try:
             while True:
                 event = await told.get()
-                if isinstance(event, PolysomeError):
+                if isinstance(event, Exception):
                     raise event
                 yield event
                 if event.generation is not None:
@@ -190,10 +191,10 @@ class StaticEngine:
             self._waiting.clear()
         for answer in self._answers:
             answer.tell(_ended(self._failure))
-        for request in left:
+        for request in (*self._begun, *left):
             if isinstance(request, _Answer):
                 request.tell(_ended(self._failure))
-            elif request.future.set_running_or_notify_cancel():
+            elif not request.future.done():
                 request.future.set_exception(_ended(self._failure))
 
     def _take_in(self) -> bool:
@@ -206,15 +207,19 @@ class StaticEngine:
             if not self._running.open:
                 self._gather()
             taken = self._taken()
+        self._begun = taken
+        self._join([request for request in taken if isinstance(request, _Answer)])
         scores: dict[object, list[_Score]] = {}
         for request in taken:
-            if isinstance(request, _Score):
+            if isinstance(request, _Score) and not request.future.cancelled():
                 scores.setdefault((request.choices, request.adapter), []).append(request)
-            elif isinstance(request, _Work):
-                _settle([request.future], lambda request=request: [request.run()])  # type: ignore[misc]
         for alike in scores.values():
             self._score(alike)
-        self._join([request for request in taken if isinstance(request, _Answer)])
+        # Last, so that an adapter is not unloaded before what was taken with it.
+        for request in taken:
+            if isinstance(request, _Work):
+                _settle([request.future], lambda request=request: [request.run()])  # type: ignore[misc]
+        self._begun = []
         return True
 
     def _gather(self) -> None:
@@ -255,7 +260,7 @@ class StaticEngine:
 
         try:
             found = run([request.prompt for request in alike])
-        except PolysomeError:
+        except Exception:
             # One of them is refused; asked one by one, the others get their answers.
             for request in alike:
                 _settle([request.future], functools.partial(run, [request.prompt]))
@@ -273,7 +278,7 @@ class StaticEngine:
                     answer.row = self._engine.row(answer.prompt, answer.sampling)
                     answer.row.adapter = answer.adapter
                 shares = self._shares(answer)
-            except PolysomeError as error:
+            except Exception as error:
                 answer.tell(error)
                 continue
             if not shares or back:
@@ -295,8 +300,10 @@ class StaticEngine:
             alone = not self._engine.adapters.mixes(adapter)
             if alone and any(row.adapter != answer.adapter for row in rows):
                 return False
-        longest = max(len(row.prompt) + row.limit for row in (answer.row, *rows))
-        return (len(rows) + 1) * longest <= self._engine.max_batch_tokens
+        # A newcomer is padded to the width of the cache, and all go on to the longest of what is left.
+        width = max(self._running.width, *(len(row.prompt) for row in (answer.row, *rows) if not row.answer))
+        left = max(row.limit - len(row.answer) for row in (answer.row, *rows))
+        return (len(rows) + 1) * (width + left) <= self._engine.max_batch_tokens
 
     def _step(self) -> None:
         import torch

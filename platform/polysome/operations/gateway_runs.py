@@ -3,7 +3,7 @@
 import posixpath
 from dataclasses import dataclass
 
-from polysome.config import DataError
+from polysome.config import PolysomeError
 from polysome.operations.runs import list_runs, read_run
 from polysome.serving.reports_api import RunFolder
 from polysome.storage import absolute, join, list_folder
@@ -41,6 +41,6 @@ class GatewayRuns:
             folder = join(folder, part)
             try:
                 records.append(read_run(folder))
-            except DataError:
+            except PolysomeError:
                 return None
         return RunFolder(run_id, folder, records[0].team, records[-1].model_dump(mode="json"))

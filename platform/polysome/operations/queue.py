@@ -42,6 +42,7 @@ def turns(waiting: Sequence[Ticket], holding: Sequence[Ticket], *, cpus: float, 
     first. What does not fit yet keeps its place: nobody behind it gets what it waits for. What is larger than the
     cluster goes at once and holds nothing back, since Ray tells it best.
     """
+    holding = [ticket for ticket in holding if ticket.cpus <= cpus and ticket.gpus <= gpus]
     left = [cpus - sum(ticket.cpus for ticket in holding), gpus - sum(ticket.gpus for ticket in holding)]
     shares: dict[str, float] = {}
 

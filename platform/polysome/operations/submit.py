@@ -245,7 +245,8 @@ class ClusterJobs:
     def _known(self, only: str | None = None) -> Iterator[_Known]:
         """One for every run, of its newest job; then those that only the runs folder knows."""
         seen = set()
-        for job in self.client.list():
+        # Of two attempts at once the one at work counts, though the other was begun later.
+        for job in sorted(self.client.list(), key=lambda job: job.status.is_terminal()):
             submission = Submission.of_metadata(job.metadata)
             if submission is None or only not in (None, submission.run) or not self._here(submission):
                 continue
@@ -277,6 +278,6 @@ def _record(folder: str) -> runs.RunRecord | None:
         return runs.read_run(folder)
     except DataError:
         return None
-    except (OSError, ImportError) as error:
+    except (ConfigurationError, OSError, ImportError) as error:
         log.warning("%s cannot be read from here: %s", folder, error)
         return None

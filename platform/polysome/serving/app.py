@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from polysome.config import ResourceError
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 # The gateway's own deadline ends a request first, in the API's error shape; the proxy's is the net below it.
 _PROXY_MARGIN_SECONDS = 15.0
 _START_SECONDS = 300.0
+_FAILURES = (RayError, RayServeException)
+"""Some of Serve's own are none of Ray's."""
 _STOP_SECONDS = 15.0
 
 
@@ -90,7 +92,7 @@ class HandlePool:
                     told = True
                     yield piece
                 return
-            except RayError as error:
+            except _FAILURES as error:
                 if told or attempt or not _died(error):
                     raise _told(error) from error
                 log.warning("a replica died before it answered; asking another one")
@@ -130,19 +132,19 @@ class HandlePool:
             except asyncio.CancelledError:
                 response.cancel()
                 raise
-            except RayError as error:
+            except _FAILURES as error:
                 if attempt or not _died(error):
                     raise _told(error) from error
                 log.warning("a replica died before it answered; asking another one")
         raise AssertionError("unreachable")
 
 
-def _died(error: RayError) -> bool:
+def _died(error: Exception) -> bool:
     """Whether the replica or its node ended, rather than its work failing."""
     return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
 
 
-def _told(error: RayError) -> Exception:
+def _told(error: Exception) -> Exception:
     """What the gateway is told of one of Ray's failures."""
     if isinstance(error, BackPressureError):
         return Overloaded("too many requests wait for the model", fix="ask again in a moment")

@@ -30,7 +30,8 @@ def router(context: Context) -> APIRouter:
     config = context.config
     if config.batches is None:
         return APIRouter()
-    store = Batches(config.batches)
+    # Models that share the folder do not take up each other's.
+    store = Batches(join(config.batches, config.name))
     worker = Worker(context, store, Calibrations.read(config, context.fingerprint))
 
     @asynccontextmanager

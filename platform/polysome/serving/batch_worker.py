@@ -126,6 +126,8 @@ class Worker:
         except* Exception:
             # Another gateway, or this one later, takes it up where it is.
             log.exception("batch %s was left", batch_id)
+            # Still leased: neither this gateway nor another asks the same again at once.
+            await asyncio.sleep(self.sweep)
         finally:
             await asyncio.shield(asyncio.to_thread(self._leave, batch_id))
 

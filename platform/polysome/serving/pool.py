@@ -159,12 +159,24 @@ class ModelPool:
             registry = Registry(self._config.adapters)
             with self._meter.loading_adapter(adapter):
                 folder = await asyncio.to_thread(registry.fetch, self._published[adapter])
-                await self._engine.load_adapter(folder, name=adapter)
+                await self._loaded(folder, adapter)
             return _Loaded(adapter, self._engine)
 
         decorate: Any = serve.multiplexed(max_num_models_per_replica=self._config.adapters_per_replica)
         loader: Callable[[str], Awaitable[_Loaded]] = decorate(load_published_adapter)
         return loader
+
+    async def _loaded(self, folder: str, adapter: str) -> None:
+        """Load an adapter. Where the caller leaves meanwhile, Serve does not come to know of it, so it must not stay."""
+        loading = asyncio.ensure_future(self._engine.load_adapter(folder, name=adapter))
+        try:
+            await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            # What the engine has begun it ends; under Serve's lock nobody loads the same meanwhile.
+            await asyncio.wait([loading])
+            if not loading.cancelled() and loading.exception() is None:
+                await self._engine.unload_adapter(adapter)
+            raise
 
 
 class _Loaded:
