@@ -1,5 +1,6 @@
 """A Ray head with token authentication for tests: its own HOME, folder and ports; ended by its process ids."""
 
+import json
 import os
 import secrets
 import socket
@@ -7,13 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
+
+from polysome.operations.jobs import last_row
+from polysome.operations.runs import RunRecord, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +55,46 @@ class Head:
                 yield started
             finally:
                 end(started, folder)
+
+
+def kill_node(node: subprocess.Popen[bytes]) -> None:
+    """End a node as a machine ends whose power fails: all of its processes at once, with SIGKILL."""
+    for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+        process.kill()
+    node.wait(timeout=30)
+
+
+def eventually(what: Callable[[], Any], seconds: float = 240) -> Any:
+    """The first truth that `what` tells."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.3)
+    return found
+
+
+class Cluster:
+    """What tests ask of a head, and of the folder that its jobs write runs to."""
+
+    def __init__(self, head: Head, runs: Path) -> None:
+        self.head, self.runs = head, runs
+
+    def __call__(self, *arguments: str) -> Any:
+        done = self.head.polysome(*arguments, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def submit(self, recipe: str, run: str, *options: str) -> None:
+        self("submit", recipe, *options, "--runs", str(self.runs), "--run-id", run, "--no-follow")
+
+    def state(self, run: str) -> str:
+        return str(self("status", run)["status"])
+
+    def record(self, run: str) -> RunRecord:
+        return read_run(str(self.runs / run))
+
+    def update(self, run: str) -> int:
+        return int((last_row(str(self.runs / run / "metrics.jsonl")) or {"update": 0})["update"])
 
 
 def free_ports(count: int) -> list[int]:

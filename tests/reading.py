@@ -1,7 +1,10 @@
-"""What tests of the pages read in a browser: a table's row, what was copied, what was saved."""
+"""What tests of the pages type, and read in a browser: a table's row, what was copied, what was saved."""
 
 from pathlib import Path
 from typing import Any
+
+TATA = "GCGCGGAGCCTATAAAAGGCAGCGGCTCAGTCGGCACTCAGTTCCGAGCTGCAGCTTGGACC"
+PLAIN = "CATTGACCGATTACGGCATCGATTGCCATGACCTTAGCGATCCAATGCCGTTAGCATTCGG"
 
 
 def fasta(**records: str) -> str:

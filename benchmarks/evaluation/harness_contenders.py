@@ -114,5 +114,5 @@ def _choices(path: Path) -> list[str]:
     return choices
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
     main(json.loads(sys.argv[1]))

@@ -102,9 +102,9 @@ def test_openais_client_reads_a_stream_with_usage():
 
 def test_openais_client_asks_again_where_that_helps():
     class FullOnce(FakePool):
-        async def generate(self, *arguments: Any) -> AsyncGenerator[Any, None]:
+        async def generate(self, *arguments: Any, **options: Any) -> AsyncGenerator[Any, None]:
             self.error = None if self.calls else Overloaded("full")
-            async for piece in super().generate(*arguments):
+            async for piece in super().generate(*arguments, **options):
                 yield piece
 
     pool = FullOnce("Yes.")

@@ -2,19 +2,15 @@
 
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import psutil
 import pytest
-from head import Head, running_head
+from head import Cluster, Head, eventually, kill_node, running_head
 from prepared import write_prepared
 
 from polysome.operations.gateway_jobs import GatewayJobs
-from polysome.operations.jobs import last_row
-from polysome.operations.runs import RunRecord, read_run
+from polysome.operations.runs import read_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -31,39 +27,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_prepared(tmp_path_factory.mktemp("data") / "prepared", rows=120, max_length=64))
-
-
-def eventually(what: Callable[[], Any], seconds: float = 240) -> Any:
-    """The first truth that `what` tells."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.3)
-    return found
-
-
-class Cluster:
-    """What the tests ask of the head, and of the runs folder."""
-
-    def __init__(self, head: Head, runs: Path) -> None:
-        self.head, self.runs = head, runs
-
-    def __call__(self, *arguments: str) -> Any:
-        done = self.head.polysome(*arguments, "--json")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout)
-
-    def submit(self, recipe: str, run: str, *options: str) -> None:
-        self("submit", recipe, *options, "--runs", str(self.runs), "--run-id", run, "--no-follow")
-
-    def state(self, run: str) -> str:
-        return str(self("status", run)["status"])
-
-    def record(self, run: str) -> RunRecord:
-        return read_run(str(self.runs / run))
-
-    def update(self, run: str) -> int:
-        return int((last_row(str(self.runs / run / "metrics.jsonl")) or {"update": 0})["update"])
 
 
 def driver(run: str) -> psutil.Process:
@@ -155,10 +118,7 @@ def test_a_job_outlives_the_node_that_it_trained_on(tmp_path_factory, data, tmp_
         with head.node("--num-cpus=1") as first:
             cluster.submit(TRAIN, "moved", f"data={data}", "epochs=12")
             eventually(lambda: cluster.update("moved") >= 30)
-            family = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
-            for process in family:
-                process.kill()
-            first.wait(timeout=30)
+            kill_node(first)
             assert cluster.state("moved") == "running"
         with head.node("--num-cpus=1"):
             eventually(lambda: cluster.state("moved") in ("finished", "failed"))

@@ -27,7 +27,7 @@ from fsspec.core import url_to_fs
 from pydantic import AwareDatetime, Field
 
 from polysome.config import Config, ConfigurationError, DataError, ResourceError, validate
-from polysome.inference.folder import model_fingerprint
+from polysome.inference.folder import adapter_fingerprint, model_fingerprint
 from polysome.models.adapter import ADAPTER_CONFIG, BASE
 from polysome.serving.adapter_checks import FILE_NAME, File, check_adapter, copy_adapter, describe, differing
 from polysome.serving.checks import model_folder
@@ -55,6 +55,8 @@ class Published:
     """Of its manifest, 16 hexadecimal digits."""
     base_fingerprint: str
     """Of the model that it belongs to."""
+    adapter_fingerprint: str = ""
+    """What an evaluation of this adapter tells as its `adapter_fingerprint`."""
 
     @property
     def id(self) -> str:
@@ -71,6 +73,8 @@ class Manifest(Config):
     base: str
     """Where the base model lay when the version was published."""
     base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    adapter_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """Of what shapes an answer, wherever the adapter lies; an evaluation of it tells the same."""
     rank: Annotated[int, Field(ge=1)]
     """The largest of its layers."""
     files: Annotated[dict[Annotated[str, Field(pattern=FILE_NAME)], File], Field(min_length=1)]
@@ -174,6 +178,7 @@ class Registry:
                     version=self._reserve(name),
                     base=model,
                     base_fingerprint=base,
+                    adapter_fingerprint=adapter_fingerprint(scratch),
                     rank=rank,
                     files=describe(scratch),
                     published=datetime.now(UTC).replace(microsecond=0),
@@ -292,6 +297,7 @@ class Registry:
             folder=self._folder(manifest),
             fingerprint=manifest.fingerprint,
             base_fingerprint=manifest.base_fingerprint,
+            adapter_fingerprint=manifest.adapter_fingerprint,
         )
 
     def _manifest(self, name: str, version: int) -> Manifest | None:

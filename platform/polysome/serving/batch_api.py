@@ -17,10 +17,19 @@ from polysome.serving.calibrations import Calibrations
 from polysome.serving.context import Context
 from polysome.serving.prediction import task_spec
 from polysome.serving.protocol import ApiError
+from polysome.storage import join
 
 # Of gzip, bzip2, xz, zstd and zip: a small file of these may hold any number of records.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
+_EXAMPLES = {"text/x-fasta": ">a\nACGTTATAAAACGTACGTAC\n", "text/csv": "id,sequence\na,ACGTTATAAAACGTACGTAC\n"}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string"}, "example": text} for kind, text in _EXAMPLES.items()},
+    }
+}
+"""For the document alone: the body is read piece by piece."""
 
 Id = Annotated[str, Path(alias="id")]
 
@@ -42,7 +51,7 @@ def router(context: Context) -> APIRouter:
 
     routes = APIRouter(lifespan=lifespan)
 
-    @routes.post("/v1/predict/batch", status_code=202)
+    @routes.post("/v1/predict/batch", status_code=202, openapi_extra=_BODY)
     async def submit(
         request: Request, task: Annotated[str, Query(min_length=1, max_length=128)], model: str | None = None
     ) -> dict[str, Any]:
@@ -71,7 +80,11 @@ def router(context: Context) -> APIRouter:
         """How far a batch is."""
         return await asyncio.to_thread(store.status, await own(request, batch_id))
 
-    @routes.get("/v1/predict/batch/{id}/result")
+    @routes.get(
+        "/v1/predict/batch/{id}/result",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/csv": {}}}},
+    )
     async def result(request: Request, batch_id: Id) -> StreamingResponse:
         """The answers of a finished batch as CSV, a row for each record in their order."""
         batch = await own(request, batch_id)

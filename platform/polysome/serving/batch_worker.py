@@ -148,7 +148,7 @@ class Worker:
     async def _answer(self, batch: Batch) -> None:
         spec = task_spec(batch.task)
         target = self.context.target(batch.model)
-        evidence = await self.calibrations.of(spec, target)
+        evidence = self.calibrations.of(spec, target)
         config = self.context.config
         predictor = Predictor(
             spec,

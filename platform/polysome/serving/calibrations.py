@@ -1,14 +1,12 @@
 """Calibrations: a finished evaluation in; what it knows of a task, where that holds as the task is asked here, out."""
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from polysome.config import ConfigurationError
 from polysome.evaluation.calibration import Calibration
 from polysome.evaluation.intervals import Interval
 from polysome.evaluation.profile import Profile
 from polysome.evaluation.results import Evaluation, TaskResult, read_evaluation
-from polysome.inference.folder import adapter_fingerprint
 from polysome.serving.adapters import Published
 from polysome.serving.calls import Target
 from polysome.serving.config import ServeConfig
@@ -37,8 +35,6 @@ class Calibrations:
 
     config: ServeConfig
     evaluation: Evaluation | None = None
-    _adapters: dict[str, str] = field(default_factory=dict)
-    """Fingerprints of published adapters' files, by id: versions do not change."""
 
     @classmethod
     def read(cls, config: ServeConfig, model: str) -> "Calibrations":
@@ -72,7 +68,7 @@ class Calibrations:
                 return result
         return None
 
-    async def of(self, spec: Dataset, target: Target) -> Evidence:
+    def of(self, spec: Dataset, target: Target) -> Evidence:
         """What holds for the task as it is asked here, of base or adapter."""
         if self.evaluation is None:
             return UNKNOWN
@@ -82,7 +78,7 @@ class Calibrations:
                 f"not calibrated: evaluation {self.evaluation.name!r} is not of this task as it is declared"
             )
         obstacle = self._asked_otherwise(spec)
-        if obstacle is None and not await self._is_of(target.adapter):
+        if obstacle is None and not self._is_of(target.adapter):
             obstacle = "another adapter" if self.evaluation.adapter_fingerprint else "the base model"
         if obstacle is not None:
             return Evidence(
@@ -121,11 +117,6 @@ class Calibrations:
             (f"{name} {there}, asked here is {here}" for name, (there, here) in asked.items() if there != here), None
         )
 
-    async def _is_of(self, adapter: Published | None) -> bool:
+    def _is_of(self, adapter: Published | None) -> bool:
         assert self.evaluation is not None
-        known = self.evaluation.adapter_fingerprint
-        if adapter is None or known is None:
-            return (adapter is None) == (known is None)
-        if adapter.id not in self._adapters:
-            self._adapters[adapter.id] = await asyncio.to_thread(adapter_fingerprint, adapter.folder)
-        return self._adapters[adapter.id] == known
+        return self.evaluation.adapter_fingerprint == (adapter.adapter_fingerprint if adapter else None)

@@ -261,7 +261,7 @@ def ask_folder(config: ServeConfig, task: str, records: Sequence[RawRecord]) -> 
     target = Target(deadline=float("inf"))
 
     async def ask() -> Answers:
-        evidence = await calibrations.of(spec, target)
+        evidence = calibrations.of(spec, target)
         predictor = Predictor(
             spec,
             _EnginePool(engine),

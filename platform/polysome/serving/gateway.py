@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 import polysome
@@ -55,8 +56,10 @@ def create_api(context: Context) -> FastAPI:
         await context.within(context.target(None), context.pool.ready())
         return {"status": "ready", "model": context.config.name}
 
+    # For the document alone: keys are asked for further out, by `access.Guard`.
+    told = [Depends(HTTPBearer(auto_error=False, description="An API key, where the server has keys."))]
     for router in _ROUTERS:
-        api.include_router(router(context))
+        api.include_router(router(context), dependencies=told)
     return api
 
 

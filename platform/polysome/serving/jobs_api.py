@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
@@ -84,6 +84,13 @@ class JobRequest(Config):
     """By name, as the recipe's JSON Schema declares them."""
 
 
+class JobList(Config):
+    """`GET /v1/jobs`."""
+
+    object: Literal["list"] = "list"
+    data: list[JobStatus]
+
+
 class _Caller(Protocol):
     """What of `access.Caller` counts here."""
 
@@ -105,14 +112,14 @@ def router(context: Context) -> APIRouter:
         found: _Caller = request.state.caller
         return found
 
-    def own(request: Request, job: str, act: Callable[[], JobStatus] | None = None) -> dict[str, Any]:
+    def own(request: Request, job: str, act: Callable[[], JobStatus] | None = None) -> JobStatus:
         """Do it to a job of the caller's and tell its status; another team's job is as unknown as none."""
         asked = caller(request)
         try:
             status = jobs().status(job)
             if status.team != asked.team and "admin" not in asked.scopes:
                 raise UnknownJob(f"no job {job!r}")
-            return asdict(act() if act else status)
+            return act() if act else status
         except UnknownJob as error:
             raise ApiError(404, f"no job {job!r}; GET /v1/jobs lists them", code="job_not_found") from error
 
@@ -123,20 +130,20 @@ def router(context: Context) -> APIRouter:
         return {"object": "list", "data": jobs().recipes()}
 
     @routes.get("/v1/jobs")
-    def listed(request: Request) -> dict[str, Any]:
+    def listed(request: Request) -> JobList:
         """The team's jobs, newest first."""
         asked = caller(request)
         team = None if "admin" in asked.scopes else asked.team
-        return {"object": "list", "data": [asdict(status) for status in jobs().list(team=team)]}
+        return JobList(data=jobs().list(team=team))
 
     @routes.post("/v1/jobs")
-    def submit(body: JobRequest, request: Request) -> dict[str, Any]:
+    def submit(body: JobRequest, request: Request) -> JobStatus:
         """Submit a recipe with parameters."""
         asked = caller(request)
-        return asdict(jobs().submit(body.recipe, body.parameters, team=asked.team, user=asked.key_id))
+        return jobs().submit(body.recipe, body.parameters, team=asked.team, user=asked.key_id)
 
     @routes.get("/v1/jobs/{job}")
-    def status(job: str, request: Request) -> dict[str, Any]:
+    def status(job: str, request: Request) -> JobStatus:
         """How one job stands."""
         return own(request, job)
 
@@ -147,12 +154,12 @@ def router(context: Context) -> APIRouter:
         return {"id": job, "logs": jobs().logs(job, tail=tail)}
 
     @routes.post("/v1/jobs/{job}/stop")
-    def stop(job: str, request: Request) -> dict[str, Any]:
+    def stop(job: str, request: Request) -> JobStatus:
         """End it after a last checkpoint."""
         return own(request, job, lambda: jobs().stop(job))
 
     @routes.post("/v1/jobs/{job}/resume")
-    def resume(job: str, request: Request) -> dict[str, Any]:
+    def resume(job: str, request: Request) -> JobStatus:
         """Go on where it ended."""
         return own(request, job, lambda: jobs().resume(job))
 

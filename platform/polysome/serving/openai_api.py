@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _LEAST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI tells this number."""
 
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""For the document alone: what a request with `stream` is answered with."""
+
 Choice = Callable[[int, str, str | None], dict[str, Any]]
 """A streamed choice: its index, its next piece of text, and why it ended."""
 
@@ -151,7 +154,7 @@ def router(context: Context) -> APIRouter:
         """One of them."""
         return _card(context, context.target(name).adapter)
 
-    @routes.post("/v1/chat/completions", response_model=None)
+    @routes.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
     async def chat(request: ChatRequest, http: Request) -> Any:
         """An answer to a conversation."""
         target = context.target(request.model)
@@ -189,7 +192,7 @@ def router(context: Context) -> APIRouter:
             "usage": asked.usage([generation for generation, _ in answers]),
         }
 
-    @routes.post("/v1/completions", response_model=None)
+    @routes.post("/v1/completions", response_model=None, responses=_STREAMED)
     async def completions(request: CompletionRequest, http: Request) -> Any:
         """The continuation of one text or of several."""
         target = context.target(request.model)
@@ -277,6 +280,7 @@ def _card(context: Context, adapter: Published | None) -> dict[str, Any]:
         "parent": None if adapter is None else context.config.name,
         "max_model_len": context.max_model_len,
         "fingerprint": context.system_fingerprint(target),
+        "adapter_fingerprint": adapter.adapter_fingerprint if adapter else None,
     }
 
 

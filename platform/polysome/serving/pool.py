@@ -167,7 +167,7 @@ class ModelPool:
         return loader
 
     async def _loaded(self, folder: str, adapter: str) -> None:
-        """Load an adapter. Where the caller leaves meanwhile, Serve does not come to know of it, so it must not stay."""
+        """Load an adapter. Where the caller leaves meanwhile, Serve does not come to know of it: it must not stay."""
         loading = asyncio.ensure_future(self._engine.load_adapter(folder, name=adapter))
         try:
             await asyncio.shield(loading)

@@ -67,7 +67,7 @@ def router(context: Context) -> APIRouter:
         target = context.target(request.model)
         spec = task_spec(request.task)
         records = await asyncio.to_thread(_read, request, spec)
-        evidence = await calibrations.of(spec, target)
+        evidence = calibrations.of(spec, target)
         predictor = Predictor(
             spec,
             context.bulk,

@@ -99,7 +99,7 @@ def router(context: Context) -> APIRouter:
         finished.sort(key=lambda run: str(run.record["started"]), reverse=True)
         return {"object": "list", "data": [_summary(run) for run in finished]}
 
-    @routes.get("/v1/evaluations/{id}/report")
+    @routes.get("/v1/evaluations/{id}/report", response_class=Response, responses={200: {"content": {"text/html": {}}}})
     def report(run_id: Id, request: Request) -> Response:
         """The evaluation's self-contained page."""
         found = find(run_id, request)

@@ -7,6 +7,7 @@ from typing import Any
 from polysome.config import ConfigurationError
 from polysome.serving.adapter_checks import MOST_RANK
 from polysome.serving.config import ServeConfig
+from polysome.serving.pool import ModelPool
 
 
 def vllm_deployment(config: ServeConfig, options: dict[str, Any]) -> Any:
@@ -24,7 +25,7 @@ def vllm_deployment(config: ServeConfig, options: dict[str, Any]) -> Any:
     try:
         from ray.serve.llm import LLMConfig, build_llm_deployment
 
-        from polysome.serving.vllm_replica import VllmReplica
+        replica = _replica()
     except ImportError as error:
         raise ConfigurationError(
             f"`engine: vllm` needs vLLM: {str(error).splitlines()[0]}",
@@ -60,7 +61,26 @@ def vllm_deployment(config: ServeConfig, options: dict[str, Any]) -> Any:
             accelerator_config={"kind": "gpu" if config.gpus_per_replica else "cpu"},
             deployment_config={"ray_actor_options": {"num_cpus": config.cpus_per_replica}},
         ),
-        deployment_cls=VllmReplica,
+        deployment_cls=replica,
         bind_kwargs={"settings": config.model_dump(mode="json")},
         override_serve_options={"name": "ModelPool", **options},
     )
+
+
+def _replica() -> type:
+    """The class of a replica: made where `ray.serve.llm` can be imported, which needs vLLM."""
+    from ray.serve.llm import LLMServer
+    from ray.serve.llm.openai_api_models import CompletionRequest
+
+    from polysome.inference.vllm import VllmEngine
+
+    class VllmReplica(ModelPool, LLMServer):  # type: ignore[misc]
+        """`ModelPool`'s methods on the engine that `ray.serve.llm` starts, places and watches."""
+
+        # Serve awaits it, as it does that of LLMServer.
+        async def __init__(self, llm_config: Any, *, settings: dict[str, Any]) -> None:  # type: ignore[misc]
+            await LLMServer.__init__(self, llm_config)
+            engine = VllmEngine(self.engine, CompletionRequest, folder=settings["model"], name=settings["name"])
+            ModelPool.__init__(self, settings, engine)
+
+    return VllmReplica

@@ -16,7 +16,7 @@ from safetensors.torch import load, save_file
 from polysome.cli import main
 from polysome.config import ConfigurationError, DataError, PolysomeError, ResourceError
 from polysome.data.tokenizer_files import copy_tokenizer
-from polysome.inference.folder import model_fingerprint
+from polysome.inference.folder import adapter_fingerprint, model_fingerprint
 from polysome.models.backbone import ModelSource, build_model
 from polysome.models.trainability import Rule, apply
 from polysome.serving import adapters
@@ -73,6 +73,7 @@ def test_a_replica_gets_what_was_published(root, models):
     published = publish(Registry(root), models / "run", user="ada", note="first")
     assert published.id == "promoters@1"
     assert published.base_fingerprint == model_fingerprint(str(models / "base"))
+    assert published.adapter_fingerprint == adapter_fingerprint(str(models / "run" / "adapter"))
     gateway = Registry(root, base=published.base_fingerprint)
     assert gateway.find("promoters") == gateway.find("promoters@1") == published
     assert gateway.list() == [published]

@@ -294,7 +294,7 @@ def test_a_file_goes_in_and_a_table_comes_out(tmp_path):
 @pytest.mark.parametrize(
     ("query", "content", "headers", "status", "code"),
     [
-        ("task=planted_promoter", gzip.compress(fasta(3)), {}, 400, "compressed"),
+        ("task=planted_promoter", gzip.compress(b"id,sequence\n" + b"A" * 2_000_000), {}, 400, "compressed"),
         ("task=planted_promoter", b"PK\x03\x04" + b"x" * 99, {}, 400, "compressed"),
         ("task=planted_promoter", fasta(3), {"content-encoding": "gzip"}, 400, "compressed"),
         ("task=planted_promoter", b" \n", {}, 400, "invalid_value"),
@@ -305,9 +305,18 @@ def test_a_file_goes_in_and_a_table_comes_out(tmp_path):
         ("", fasta(3), {}, 400, "missing_parameter"),
     ],
 )
-def test_what_is_no_batch_is_refused(tmp_path, query, content, headers, status, code):
-    of = context(tmp_path, limits=Limits(batch_bytes=4096))
-    answer = over_http(of, lambda client: client.post(f"/v1/predict/batch?{query}", content=content, headers=headers))
+def test_what_is_no_batch_is_refused_and_the_next_one_is_taken(tmp_path, query, content, headers, status, code):
+    async def work(client):
+        refused = await client.post(f"/v1/predict/batch?{query}", content=content, headers=headers)
+        sent = await client.post("/v1/predict/batch?task=planted_promoter", content=fasta(2))
+        assert sent.status_code == 202, sent.text
+        at = f"/v1/predict/batch/{sent.json()['id']}"
+        while (await client.get(at)).json()["status"] != "finished":
+            await asyncio.sleep(0.01)
+        assert (await client.delete(at)).status_code == 200
+        return refused
+
+    answer = over_http(context(tmp_path, limits=Limits(batch_bytes=4096)), work)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     assert str(tmp_path) not in answer.text
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

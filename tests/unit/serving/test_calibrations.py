@@ -1,7 +1,5 @@
 """Calibrations: of the evaluation of this model, where it asked the same task in the same way, and of no other."""
 
-import asyncio
-
 import pytest
 from evaluated import right, write_evaluation
 
@@ -30,7 +28,7 @@ def read(folder, **settings):
 
 
 def evidence(found, task="planted_promoter", target=BASE):
-    return asyncio.run(found.of(task_spec(task), target))
+    return found.of(task_spec(task), target)
 
 
 def changed(folder, tmp_path, **changes):
@@ -87,11 +85,10 @@ def test_answers_drawn_at_a_temperature_have_no_interval_here(folder, tmp_path):
     assert found.interval is None
 
 
-def test_an_adapter_is_calibrated_by_its_own_evaluation_alone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrations, "adapter_fingerprint", lambda url: {"mine": "a" * 16}.get(url, "b" * 16))
+def test_an_adapter_is_calibrated_by_its_own_evaluation_alone(folder, tmp_path):
     own = read(changed(folder, tmp_path, adapter_fingerprint="a" * 16))
-    for name, calibrated in (("mine", True), ("other", False)):
-        published = Published(name=name, version=1, folder=name, fingerprint="f", base_fingerprint=MODEL)
+    for told, calibrated in (("a" * 16, True), ("b" * 16, False)):
+        published = Published("one", 1, "unused", fingerprint="f", base_fingerprint=MODEL, adapter_fingerprint=told)
         assert (evidence(own, target=Target(0, published)).calibration is not None) is calibrated
         assert evidence(read(folder), target=Target(0, published)).calibration is None
 

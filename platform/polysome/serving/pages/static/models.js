@@ -1,13 +1,13 @@
 // The Models page: the base, its adapters, how each was evaluated, and how to call them.
 
 import { ask, settings } from "./api.js";
-import { byId, el, facts, fill, number, table, when } from "./dom.js";
+import { byId, count, el, facts, fill, number, table, when } from "./dom.js";
 import { begin, models } from "./shell.js";
 import { copyButtons, curl, openai } from "./snippets.js";
 
 function card(model, kind, evaluations) {
   const print = model.fingerprint;
-  const of = evaluations.filter((one) => belongs(one, model, print));
+  const of = evaluations.filter((one) => print.startsWith(`fp_${one.model_fingerprint}`) && one.adapter_fingerprint === model.adapter_fingerprint);
   const query = new URLSearchParams({ model: model.id });
   return el("section", { class: "card", "aria-label": model.id },
     el("p", { class: "chips" }, el("span", { class: "chip good" }, kind), of.length ? null : el("span", { class: "chip warn" }, "not evaluated here")),
@@ -22,13 +22,8 @@ function card(model, kind, evaluations) {
     el("p", { class: "actions" }, el("a", { class: "quiet button small", href: `/?${query}` }, "Predict with it"), el("a", { class: "quiet button small", href: `/chat?${query}` }, "Chat with it")));
 }
 
-function belongs(evaluation, model, print) {
-  if (!evaluation.model_fingerprint) return false;
-  return model.parent ? Boolean(evaluation.adapter_fingerprint) && print.includes(evaluation.adapter_fingerprint) : !evaluation.adapter && print.endsWith(evaluation.model_fingerprint);
-}
-
 function results(evaluation) {
-  return el("details", {}, el("summary", {}, `Evaluated on ${evaluation.tasks.length} tasks`),
+  return el("details", {}, el("summary", {}, `Evaluated on ${count(evaluation.tasks.length, "task")}`),
     table([
       { title: "Task", cell: (task) => task.title },
       { title: "Metric", cell: (task) => task.metric },
