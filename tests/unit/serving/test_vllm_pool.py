@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     models.__dict__.update(CompletionRequest=lambda **fields: SimpleNamespace(**fields))
     monkeypatch.setitem(sys.modules, "ray.serve.llm", fake)
     monkeypatch.setitem(sys.modules, "ray.serve.llm.openai_api_models", models)
-    yield found
+    return found
 
 
 def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
