@@ -202,3 +202,43 @@ def test_where_caches_cannot_be_joined_requests_wait_for_the_batch(tmp_path: Pat
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_a_failure_of_one_request_stays_with_it(plain, run, monkeypatch):
+    """What is no error of ours, as a tokenizer's or an allocator's, neither ends the engine nor hangs anybody."""
+
+    async def work(engine):
+        encode = engine._engine.encode
+
+        def failing(prompt):
+            if prompt == "poison":
+                raise RuntimeError("the allocator gave up")
+            return encode(prompt)
+
+        monkeypatch.setattr(engine._engine, "encode", failing)
+        done = await asyncio.gather(
+            answer(engine, "poison", Sampling(4)),
+            engine.score("poison", ["Yes."]),
+            engine.score(CHATS[0], ["Yes."]),
+            answer(engine, CHATS[0], Sampling(4)),
+            return_exceptions=True,
+        )
+        assert [type(one) for one in done[:2]] == [RuntimeError, RuntimeError]
+        assert done[2] == plain.score(CHATS[:1], ["Yes."])[0]
+        assert done[3] == plain.generate(CHATS[:1], max_new_tokens=4)[0]
+
+    run(work)
+
+
+def test_an_unload_waits_for_what_was_asked_before_it(adapters, run, model_folder):
+    async def work(engine):
+        await engine.load_adapter(adapters["one"], name="one")
+        asked = [asyncio.create_task(answer(engine, chat, Sampling(4), adapter="one")) for chat in CHATS[:3]]
+        asked.append(asyncio.create_task(engine.score(CHATS[0], ["Yes."], adapter="one")))
+        await asyncio.sleep(0)
+        await engine.unload_adapter("one")
+        done = await asyncio.gather(*asked)
+        own = BatchEngine(model_folder, adapter=adapters["one"])
+        assert done[:3] == own.generate(CHATS[:3], max_new_tokens=4)
+
+    run(work)
