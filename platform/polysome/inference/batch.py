@@ -19,6 +19,7 @@ from polysome.inference.decoding import Decoder, Row
 from polysome.inference.engine import Generation, Pool, Prompt, Sampling, Scores, check_choices
 from polysome.inference.folder import require_adapter_folder, require_model_folder
 from polysome.inference.forward import Forward, batches
+from polysome.inference.places import read_by_length
 from polysome.inference.scoring import Scorer
 from polysome.inference.text import Pieces, cut
 from polysome.models import vocabulary
@@ -83,6 +84,7 @@ class BatchEngine:
         model: Any = load_weights(folder, where=path, dtype="auto", local_files_only=True)
         if brings_tokenizer and (added := vocabulary.new_rows(tokenizer, folder)):
             vocabulary.grow(model, added)
+        read_by_length(model)
         self._take(model.to(device).eval(), tokenizer, max_batch_tokens, where=path)
         if adapter is not None:
             self.load_adapter(adapter, name=ADAPTER)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,8 @@ import numpy as np
 import torch
 
 from polysome.inference.engine import Sampling
-from polysome.inference.forward import Forward, batches, crop_cache, join_caches
-
-_CACHED_PADDING = 4096
-"""Most padding in the cache of a batch. A step reads it all, which at some point takes longer than a step more."""
+from polysome.inference.forward import Forward, batches
+from polysome.inference.places import Places
 
 
 @dataclass
@@ -51,8 +50,8 @@ class Decoder:
     def batches(self, rows: list[Row], budget: int) -> list[list[int]]:
         """Indices of rows to decode together, each batch within `budget` positions of prompts, answers and padding."""
         sizes = [len(row.prompt) + row.limit for row in rows]
-        if self.forward.joins_caches:
-            padding = _CACHED_PADDING
+        if self.forward.has_places:
+            padding = budget
         else:
             # The prefill has all of the padding, and a further batch would cost a pass for each token.
             padding = self.forward.overhead * max((row.limit for row in rows), default=0)
@@ -99,97 +98,105 @@ class Running:
         """In the batch, those that are done and have not left yet included."""
         self._joining: list[Row] = []
         self._tokens: torch.Tensor
-        self._mask: torch.Tensor
-        self._cache: Any = None
+        self._cache: _Together | Places | None = None
 
     @property
     def open(self) -> list[Row]:
         """Rows that a further step is for."""
         return [row for row in (*self.rows, *self._joining) if not row.done]
 
-    @property
-    def width(self) -> int:
-        """Positions of every row in the cache, padding included."""
-        return self._mask.shape[1] if self.rows else 0
-
     def join(self, rows: list[Row]) -> None:
-        """Answer these too from the next step on; while others are open, only where `Forward.joins_caches`."""
+        """Answer these too from the next step on; while others are open, only where `Forward.has_places`."""
         self._joining += rows
 
     @torch.inference_mode()
     def step(self) -> None:
         """One token more for every row that is not done; there must be one."""
         self._leave()
-        logits = self._advance() if self.rows else None
+        parts = [self._advance()] if self.rows else []
         if self._joining:
-            logits = self._take_in(logits)
-        assert logits is not None
-        self._tokens = drawn(logits.float(), self.rows)
+            parts.append(self._take_in())
+        self._tokens = drawn(torch.cat(parts).float(), self.rows)
         for row, token in zip(self.rows, self._tokens.tolist(), strict=True):
             self._decoder.take(row, token)
 
     def _leave(self) -> None:
-        """Take done rows out: where at least half are, or others come in."""
         kept = [index for index, row in enumerate(self.rows) if not row.done]
-        if len(kept) == len(self.rows) or (2 * len(kept) > len(self.rows) and not self._joining):
-            return
-        self.rows = [self.rows[index] for index in kept]
         if not kept:
-            self._cache = None
-            return
-        places = torch.tensor(kept, device=self._forward.device)
-        self._cache.batch_select_indices(places)
-        self._tokens, self._mask = self._tokens[places], self._mask[places]
-        leading = int((self._mask.cumsum(dim=1) == 0).sum(dim=1).min())
-        if leading and self._forward.joins_caches:
-            crop_cache(self._cache, leading)
-            self._mask = self._mask[:, leading:]
+            self.rows, self._cache = [], None
+        elif len(kept) < len(self.rows):
+            assert self._cache is not None
+            order = self._cache.keep(kept)
+            self.rows = [self.rows[index] for index in order]
+            self._tokens = self._tokens[torch.tensor(order, device=self._forward.device)]
 
     def _advance(self) -> torch.Tensor:
         """Logits [rows, vocabulary] after the tokens of the last step."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
-        logits, self._cache = self._forward.logits(
-            self._tokens[:, None], self._mask, keep=1, cache=self._cache, adapters=[row.adapter for row in self.rows]
-        )
+        assert self._cache is not None
+        with self._cache.step() as (cache, mask, positions):
+            logits, cache = self._forward.logits(
+                self._tokens[:, None],
+                mask,
+                keep=1,
+                positions=positions,
+                cache=cache,
+                adapters=[row.adapter for row in self.rows],
+            )
+        if isinstance(self._cache, _Together):
+            self._cache.cache = cache
         return logits[:, -1]
 
-    def _take_in(self, logits: torch.Tensor | None) -> torch.Tensor:
-        """Logits of all rows, those that join last."""
-        rows, first, mask, cache = self._prefill(self._joining)
-        self._joining = []
-        if logits is None:
-            self.rows, self._mask, self._cache = rows, mask, cache
-            return first
-        width = max(self._mask.shape[1], mask.shape[1])
-        self._mask = torch.cat([_left_padded(self._mask, width), _left_padded(mask, width)])
-        self._cache = join_caches([self._cache, cache])
-        self.rows = [*self.rows, *rows]
-        return torch.cat([logits, first])
+    def _take_in(self) -> torch.Tensor:
+        """Logits [rows, vocabulary] after the prompts of the rows that join, which come behind the others.
 
-    def _prefill(self, rows: list[Row]) -> tuple[list[Row], torch.Tensor, torch.Tensor, Any]:
-        """The rows in another order, their next token's logits [rows, vocabulary], their mask, and their cache.
-
-        Prompts of like lengths are computed together, and padded to the longest only in the cache.
+        Where rows have places, prompts of like lengths are computed together.
         """
-        sizes = [len(row.prompt) for row in rows]
-        if self._forward.joins_caches:
-            groups = batches(sizes, budget=len(rows) * max(sizes), padding=self._forward.overhead)
-        else:
-            groups = [list(range(len(rows)))]
-        parts, masks, caches = [], [], []
+        joining, self._joining = self._joining, []
+        groups = [list(range(len(joining)))]
+        if self._forward.has_places:
+            sizes = [len(row.prompt) for row in joining]
+            groups = batches(sizes, budget=len(joining) * max(sizes), padding=self._forward.overhead)
+        parts = []
         for group in groups:
-            input_ids, mask = self._forward.padded([rows[index].prompt for index in group])
-            adapters = [rows[index].adapter for index in group]
-            logits, cache = self._forward.logits(input_ids, mask, keep=1, adapters=adapters)
+            rows = [joining[index] for index in group]
+            input_ids, mask = self._forward.padded([row.prompt for row in rows])
+            logits, cache = self._forward.logits(input_ids, mask, keep=1, adapters=[row.adapter for row in rows])
             parts.append(logits[:, -1])
-            masks.append(_left_padded(mask, max(sizes)))
-            caches.append(cache)
-        ordered = [rows[index] for group in groups for index in group]
-        return ordered, torch.cat(parts), torch.cat(masks), caches[0] if len(caches) == 1 else join_caches(caches)
+            if not self._forward.has_places:
+                self._cache = _Together(cache, mask)
+            else:
+                places = self._cache if isinstance(self._cache, Places) else Places(self._forward.device)
+                places.take(cache, [len(row.prompt) for row in rows])
+                self._cache = places
+            self.rows += rows
+        return torch.cat(parts)
 
 
-def _left_padded(mask: torch.Tensor, width: int) -> torch.Tensor:
-    return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))
+class _Together:
+    """The cache of rows that began together, padded on the left; for architectures whose rows cannot have `Places`.
+
+    Args:
+        cache: what the model made of the prompts.
+        mask: int64 [rows, longest].
+    """
+
+    def __init__(self, cache: Any, mask: torch.Tensor) -> None:
+        self.cache, self._mask = cache, mask
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Drop all other rows where that is half of them, as it copies the rest; the indices of those that are left."""
+        if 2 * len(rows) > len(self._mask):
+            return list(range(len(self._mask)))
+        places = torch.tensor(rows, device=self._mask.device)
+        self.cache.batch_select_indices(places)
+        self._mask = self._mask[places]
+        return list(rows)
+
+    @contextmanager
+    def step(self) -> Iterator[tuple[Any, torch.Tensor, None]]:
+        """For a pass of one token per row: the cache, its mask, and no positions but those that the mask tells."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        yield self.cache, self._mask, None
 
 
 def drawn(logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:

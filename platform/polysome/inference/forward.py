@@ -11,6 +11,7 @@ import torch
 
 from polysome.config import DataError
 from polysome.inference.adapters import Adapters
+from polysome.inference.places import obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,17 @@ class Forward:
         self._told_of_halving = False
 
     @cached_property
-    def joins_caches(self) -> bool:
-        """Whether the caches of several forward passes can be made one: plain keys and values in every layer."""
+    def plain_cache(self) -> bool:
+        """Whether a cache is plain keys and values of all positions in every layer."""
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         _, cache = self.logits(*self.padded([[0]]), keep=1)
         return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+    @cached_property
+    def has_places(self) -> bool:
+        """Whether each row of a batch can have a place of its own in the cache, see `Places`."""
+        return self.plain_cache and obstacle(self) is None
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and attention mask, int64 [rows, longest], padded on the left."""
@@ -155,24 +161,6 @@ def _halves(batch: list[int]) -> list[list[int]]:
 def positions_of(mask: torch.Tensor) -> torch.Tensor:
     """`position_ids`, int64 [rows, length], of left-padded rows: 0 at their first token, and in the padding."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def join_caches(caches: list[Any]) -> Any:
-    """One cache for the rows of all, padded on the left to the longest; see `Forward.joins_caches`."""
-    first, *others = caches
-    width = max(cache.get_seq_length() for cache in caches)
-    for layer, *same in zip(first.layers, *(cache.layers for cache in others), strict=True):
-        for name in ("keys", "values"):
-            parts = [getattr(one, name) for one in (layer, *same)]
-            joined = torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
-            setattr(layer, name, joined)
-    return first
-
-
-def crop_cache(cache: Any, leading: int) -> None:
-    """Take the first `leading` positions, padding in every row, off a cache; see `Forward.joins_caches`."""
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[..., leading:, :], layer.values[..., leading:, :]
 
 
 def batches(sizes: Sequence[int], *, budget: int, padding: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from polysome.inference.forward import Forward
+from polysome.inference.places import read_plainly
 
 _TRIED = 5
 """Tokens of each half of a trial."""
@@ -59,6 +60,7 @@ def twin(model: Any, seats: Seats) -> Any:
             adapters compute the tokens of each adapter by themselves, as PEFT computes them, whatever kind they are.
     """
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    read_plainly(copied)
     for layer, parts in _adapted(copied):
         layer.forward = functools.partial(_seated, seats, layer.forward, parts)
     return copied

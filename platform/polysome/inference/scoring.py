@@ -61,13 +61,13 @@ class Scorer:
                 )
         # In this order choices with the same beginning stand together, and share it where they come in parts.
         order = sorted(range(len(choices)), key=choices.__getitem__)
-        room = min(_PART, self._max_batch_tokens) if self._forward.joins_caches else _LONGEST_ROW
+        room = min(_PART, self._max_batch_tokens) if self._forward.plain_cache else _LONGEST_ROW
         parts = tries([choices[index] for index in order], room)
         most = max(part.extra for part in parts)
         as_trie = [
             index
             for index, prompt in enumerate(prompts)
-            if (self._forward.joins_caches or self._at_once(prompt, parts))
+            if (self._forward.plain_cache or self._at_once(prompt, parts))
             # A mask of ours replaces the model's own, and with it the window beyond which its layers do not see.
             and len(prompt) + longest <= self._trie_reach
         ]
@@ -124,7 +124,7 @@ class Scorer:
             apart.append([self._alone(prompt, choice) for choice in choices])
         try:
             together = [score_trie(self._forward, prompts, Trie.of(choices))]
-            if self._forward.joins_caches:
+            if self._forward.plain_cache:
                 together.append(score_parts(self._forward, prompts, tries(choices, 2)))
         except torch.OutOfMemoryError as error:
             raise self._forward.too_large(error) from error

@@ -67,8 +67,8 @@ class _Score:
 class StaticEngine:
     """See `AsyncEngine`. One thread owns the model: it takes what waits, runs a step, tells what was said, and again.
 
-    Where the architecture's caches can be joined, a request enters the running batch at the next step, whatever its
-    sampling and its adapter; elsewhere it waits for the batch to end.
+    Where rows can have `Places` in the architecture's cache, a request enters the running batch at the next step,
+    whatever its sampling and its adapter; elsewhere it waits for the batch to end.
 
     Args:
         engine: the model; nobody else may use it from now on.
@@ -235,7 +235,7 @@ class StaticEngine:
         taken: list[_Answer | _Score | _Work] = []
         stay: list[_Answer | _Score | _Work] = []
         room = self._most - len(self._running.open)
-        if self._running.open and not self._engine.decoder.forward.joins_caches:
+        if self._running.open and not self._engine.decoder.forward.has_places:
             room = 0
         while self._waiting:
             request = self._waiting.popleft()
@@ -300,10 +300,9 @@ class StaticEngine:
             alone = not self._engine.adapters.mixes(adapter)
             if alone and any(row.adapter != answer.adapter for row in rows):
                 return False
-        # A newcomer is padded to the width of the cache, and all go on to the longest of what is left.
-        width = max(self._running.width, *(len(row.prompt) for row in (answer.row, *rows) if not row.answer))
-        left = max(row.limit - len(row.answer) for row in (answer.row, *rows))
-        return (len(rows) + 1) * (width + left) <= self._engine.max_batch_tokens
+        # All have as much room as the longest.
+        longest = max(len(row.prompt) + row.limit for row in (answer.row, *rows))
+        return (len(rows) + 1) * longest <= self._engine.max_batch_tokens
 
     def _step(self) -> None:
         import torch

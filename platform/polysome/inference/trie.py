@@ -113,7 +113,7 @@ def score_trie(forward: Forward, prompts: Sequence[Sequence[int]], trie: Trie) -
 def score_parts(forward: Forward, prompts: Sequence[Sequence[int]], parts: Sequence[Trie]) -> NDArray[np.float64]:
     """Log-likelihoods [prompts, choices of all parts] from a forward pass over the prompts, and one for each part.
 
-    Every part goes on from the prompts' cache, which `forward.joins_caches` must allow. Attention holds a position
+    Every part goes on from the prompts' cache, which `forward.plain_cache` must allow. Attention holds a position
     against all that stand in its pass, also where the mask hides them, so parts cost less than one large trie.
     """
     input_ids, real = forward.padded(prompts)

@@ -58,7 +58,7 @@ def test_batched_greedy_equals_one_by_one_equals_plain_generate(engine: BatchEng
 )
 def test_other_architectures_answer_as_plain_generate(kind: str, joins: bool, tmp_path: Path) -> None:
     engine = BatchEngine(build_model(tmp_path, kind), max_batch_tokens=1000)
-    assert engine._forward.joins_caches == joins
+    assert engine._forward.plain_cache == joins
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokenizer = load_tokenizer(tmp_path)
     chats = conversations(16, seed=2)

@@ -92,6 +92,7 @@ def test_what_is_left_is_halved_with_the_batch_that_failed(model_folder: str, mo
 def test_one_question_that_does_not_fit_is_told(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = BatchEngine(model_folder)
     engine.score(CHATS[:1], CHOICES)
+    engine.generate(CHATS[:1], max_new_tokens=1)
     limit(monkeypatch, 5)
     for ask in (
         lambda: engine.generate(CHATS, max_new_tokens=4),

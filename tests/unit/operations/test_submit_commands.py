@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from polysome.config import ConfigurationError, ResourceError
 from polysome.operations import runs, runtime
@@ -48,9 +49,8 @@ class FakeClient:
 
 
 def details(job: str, status: str, metadata: dict[str, str] | None, message: str = "") -> Any:
-    name = SimpleNamespace(value=status)
     return SimpleNamespace(
-        submission_id=job, status=name, metadata=metadata, start_time=1_700_000_000_000, message=message
+        submission_id=job, status=JobStatus(status), metadata=metadata, start_time=1_700_000_000_000, message=message
     )
 
 
