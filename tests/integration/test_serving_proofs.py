@@ -360,6 +360,35 @@ def test_after_a_body_that_never_comes_a_good_request_succeeds(served, model_fol
         require_good(url, model_folder)
 
 
+def test_a_full_house_says_so_and_answers_again_when_there_is_room(served, model_folder):
+    """Two gateways with a queue of one each, before a replica that holds one question."""
+    from ray import serve
+
+    from polysome.serving import app
+
+    url, config = served
+    limits = config.limits.model_copy(update={"records": 1})
+    tight = config.model_copy(update={"max_ongoing_requests": 1, "max_queued_requests": 1, "limits": limits})
+
+    async def work() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as session:
+            asked = body(max_tokens=400, temperature=1.0, seed=1)
+            answers = await asyncio.gather(*(session.post("/v1/chat/completions", json=asked) for _ in range(10)))
+        told = [answer.status_code for answer in answers]
+        assert set(told) == {200, 429}, told
+        for answer in answers:
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) > 0
+                assert answer.json()["error"]["code"] == "overloaded"
+
+    try:
+        serve.run(app.build(tight), name=NAME, route_prefix="/", blocking=False)
+        within(work)
+        require_good(url, model_folder)
+    finally:
+        serve.run(app.build(config), name=NAME, route_prefix="/", blocking=False)
+
+
 def require_good(url: str, model_folder: str) -> None:
     good = httpx.post(f"{url}/v1/chat/completions", json=body(), timeout=60)
     assert good.status_code == 200, good.text

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from polysome.cli.console import JsonOption, console, next_step, print_json
+from polysome.config import ConfigurationError, DataError
 
 app = typer.Typer(help="Publish adapters to a registry that served models read.", no_args_is_help=True)
 
@@ -48,15 +49,23 @@ def publish(
 @app.command("ls")
 def list_adapters(registry: RegistryOption, as_json: JsonOption = False) -> None:
     """List every version of every adapter; the one that answers under the name alone is marked."""
-    from polysome.serving.adapters import Registry
+    from polysome.serving.adapters import Damaged, Registry
 
     store = Registry(registry)
     found: list[dict[str, Any]] = []
     for name in store.names():
-        current = store.current(name)
-        for manifest in store.versions(name):
-            told = manifest.model_dump(mode="json", exclude={"files", "format"})
-            found.append({**told, "fingerprint": manifest.fingerprint, "current": manifest.version == current})
+        current, unknown = None, ""
+        try:
+            current = store.current(name)
+        except (DataError, ConfigurationError) as error:
+            unknown = f"which version is current cannot be read: {error.what}"
+        for entry in store.versions(name):
+            told: dict[str, Any] = {"current": entry.version == current, "problem": unknown or None}
+            if isinstance(entry, Damaged):
+                found.append({**vars(entry), **told, "problem": entry.problem})
+                continue
+            manifest = entry.model_dump(mode="json", exclude={"files", "format"})
+            found.append({**manifest, "fingerprint": entry.fingerprint, **told})
     if as_json:
         print_json(found)
         return
@@ -65,11 +74,11 @@ def list_adapters(registry: RegistryOption, as_json: JsonOption = False) -> None
         table.add_row(
             f"{row['name']}@{row['version']}",
             "[green]current[/]" if row["current"] else "",
-            str(row["rank"]),
-            row["base_fingerprint"],
-            row["published"][:19].replace("T", " "),
-            escape(row["user"]),
-            escape(row["note"]),
+            str(row.get("rank", "")),
+            row.get("base_fingerprint", ""),
+            row.get("published", "")[:19].replace("T", " "),
+            escape(row.get("user", "")),
+            f"[red]{escape(row['problem'])}[/]" if row["problem"] else escape(row["note"]),
         )
     if found:
         console().print(table)

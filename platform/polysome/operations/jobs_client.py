@@ -96,10 +96,25 @@ class JobsClient:
         with self._told():
             return self._client.get_job_info(job)
 
-    def log(self, job: str) -> str:
-        """All that the job's driver has written."""
+    def log(self, job: str, *, tail: int | None = None) -> str:
+        """All that the job's driver has written, or the last lines of it."""
         with self._told():
-            return str(self._client.get_job_logs(job))
+            if tail is None:
+                return str(self._client.get_job_logs(job))
+            node = self._client.get_job_info(job).driver_node_id
+            if node is None:
+                # It has not begun.
+                return ""
+            # The Jobs API has whole logs alone; that of Ray's state reads the last lines where the file lies.
+            asked = {"node_id": node, "submission_id": job, "lines": tail}
+            answer = self._client._do_request("GET", "/api/v0/logs/file", params=asked)
+            if answer.status_code != 200:
+                raise ResourceError(
+                    f"the log of {job} cannot be read: {answer.text.strip()[:500]}",
+                    where=self.address,
+                    fix="is the node that it runs on alive?",
+                )
+            return str(answer.content.decode("utf-8", "replace"))
 
     def stop(self, job: str) -> None:
         """Ask the job to end: SIGTERM, and SIGKILL when it does not."""

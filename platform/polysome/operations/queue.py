@@ -35,8 +35,11 @@ class Ticket:
     """Seconds of `time.time` at which it began to wait."""
 
 
-def turns(waiting: Sequence[Ticket], holding: Sequence[Ticket], *, cpus: float, gpus: float) -> list[Ticket]:
-    """Who of `waiting` may go now, on a cluster of so many CPUs and GPUs of which `holding` have their part.
+def turns(
+    waiting: Sequence[Ticket], holding: Sequence[Ticket], *, cpus: float, gpus: float
+) -> list[tuple[Ticket, bool]]:
+    """All of `waiting` in their order, each with whether it may go now, on a cluster of so many CPUs and GPUs of which
+    `holding` have their part.
 
     Higher priority goes first; within one, the team that holds the smallest share of the cluster; within that, who came
     first. What does not fit yet keeps its place: nobody behind it gets what it waits for. What is larger than the
@@ -52,15 +55,16 @@ def turns(waiting: Sequence[Ticket], holding: Sequence[Ticket], *, cpus: float, 
 
     for ticket in holding:
         count(ticket)
-    found, rest = [], list(waiting)
+    found: list[tuple[Ticket, bool]] = []
+    rest = list(waiting)
     while rest:
         first = min(rest, key=lambda t: (-PRIORITIES.index(t.priority), shares.get(t.team, 0.0), t.since, t.job))
         rest.remove(first)
         if first.cpus > cpus or first.gpus > gpus:
-            found.append(first)
+            found.append((first, True))
             continue
-        if all(not need or need <= free for need, free in zip((first.cpus, first.gpus), left, strict=True)):
-            found.append(first)
+        fits = all(not need or need <= free for need, free in zip((first.cpus, first.gpus), left, strict=True))
+        found.append((first, fits))
         left = [left[0] - first.cpus, left[1] - first.gpus]
         count(first)
     return found
@@ -95,11 +99,12 @@ class Queue:
             return 0
         waiting = [other for other in self._tickets.values() if other.job not in self._holding]
         cpus, gpus = self._size()
-        may_go = turns(waiting, [self._tickets[job] for job in self._holding], cpus=cpus, gpus=gpus)
-        if ticket in may_go and now >= self._opens:
+        line = turns(waiting, [self._tickets[job] for job in self._holding], cpus=cpus, gpus=gpus)
+        place, may_go = next((at, may_go) for at, (other, may_go) in enumerate(line) if other == ticket)
+        if may_go and now >= self._opens:
             self._holding.add(ticket.job)
             return 0
-        return max(1, len(self._holding) + sum(other.since < ticket.since for other in waiting))
+        return max(1, len(self._holding) + place)
 
     def leave(self, job: str) -> None:
         """Forget a job."""

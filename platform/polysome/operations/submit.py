@@ -186,8 +186,7 @@ class ClusterJobs:
 
     def logs(self, run: str, *, tail: int | None = None) -> str:
         """What its newest job has written; the last lines of it."""
-        lines = self.client.log(self._job(run).submission_id).splitlines(keepends=True)
-        return "".join(lines if tail is None else lines[max(0, len(lines) - tail) :])
+        return self.client.log(self._job(run).submission_id, tail=tail)
 
     def follow(self, run: str, show: Callable[[str], None]) -> int:
         """Hand its log to `show` until the job has ended; returns the exit code: 0, the job's own, or 1."""
@@ -237,7 +236,7 @@ class ClusterJobs:
         if job is None:
             raise ResourceError(
                 f"the cluster has no job, and so no log, of run {run!r}",
-                where=self.address,
+                where=run,
                 fix="the head was restarted since; what the run made stands in its folder",
             )
         return job

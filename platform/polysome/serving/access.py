@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -29,8 +30,8 @@ from polysome.serving.routes import Route, routes_at
 
 log = logging.getLogger(__name__)
 
-Reason = Literal["key", "scope", "rate", "concurrency", "body"]
-"""Why a request was refused: no valid key, or one without the scope; the key's bounds; the body's size."""
+Reason = Literal["key", "scope", "rate", "concurrency", "body", "expired"]
+"""Why a request was refused: no valid key, or one without the scope; the key's bounds; the body's size or delay."""
 
 _REASONS: dict[str, Reason] = {
     "invalid_api_key": "key",
@@ -38,6 +39,7 @@ _REASONS: dict[str, Reason] = {
     "rate_limit_exceeded": "rate",
     "concurrency_limit_exceeded": "concurrency",
     "body_too_large": "body",
+    "timeout": "expired",
 }
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -83,11 +85,13 @@ class Access:
         keys: None asks for no key.
         local_only: without keys, answer this machine alone, and only under a name that means it: a page of the web that
             a browser here has open could otherwise ask under a name of its own.
+        body_seconds: in which a body must have come; None: whenever.
     """
 
     limits: Limits
     keys: KeyRing | None = None
     local_only: bool = False
+    body_seconds: float | None = None
     _uses: dict[str, _Use] = field(default_factory=dict)
 
     @classmethod
@@ -97,7 +101,12 @@ class Access:
         Raises:
             ConfigurationError: the file of keys cannot be used.
         """
-        return cls(config.limits, KeyRing(config.keys) if config.keys else None, local_only=config.keys is None)
+        return cls(
+            config.limits,
+            KeyRing(config.keys) if config.keys else None,
+            local_only=config.keys is None,
+            body_seconds=config.request_timeout_seconds,
+        )
 
     def caller(self, connection: asgi.Scope) -> Caller:
         """Who sends a request.
@@ -219,7 +228,9 @@ class _Visit:
         self._route: Route | None = None
         self._caller: Caller | None = None
         self._limit, self._size, self._hash = 0, 0, hashlib.sha256()
-        self._cut_off = False
+        self._body_seconds: float | None = None
+        self._whole = False
+        self._cut_off: ApiError | None = None
         self.status = 0
         """Of the answer; 0 before it begins."""
 
@@ -234,7 +245,7 @@ class _Visit:
         routes = routes_at(path)
         route = self._route = routes.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if route is not None and route.scope is None:
-            await self._pass_on(app, access.limits.body_bytes)
+            await self._pass_on(app, access, access.limits.body_bytes)
             return
         caller = self._caller = access.caller(scope)
         if not routes:
@@ -246,11 +257,11 @@ class _Visit:
             raise ApiError(403, f"this key lacks the scope {route.scope!r}", code="insufficient_scope")
         scope.setdefault("state", {})["caller"] = caller
         with access.running(caller):
-            await self._pass_on(app, access.limits.batch_bytes if route.batch else access.limits.body_bytes)
+            await self._pass_on(app, access, access.limits.batch_bytes if route.batch else access.limits.body_bytes)
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error, unless an answer has begun."""
-        self._cut_off = False
+        self._cut_off = None
         if not self.status:
             answer = JSONResponse(error.body(), status_code=error.status, headers=error.headers)
             await answer(self._scope, self._receive, self._sending)
@@ -271,8 +282,8 @@ class _Visit:
             self._hash.hexdigest()[:16],
         )
 
-    async def _pass_on(self, app: asgi.ASGIApp, limit: int) -> None:
-        self._limit = limit
+    async def _pass_on(self, app: asgi.ASGIApp, access: Access, limit: int) -> None:
+        self._limit, self._body_seconds = limit, access.body_seconds
         told = _header(self._scope, b"content-length")
         if told.isdecimal() and (len(told) > 18 or int(told) > limit):
             raise self._too_large()
@@ -280,28 +291,43 @@ class _Visit:
             await app(self._scope, self._receiving, self._sending)
         except Exception:
             # What fails because its body was cut off has been told why.
-            if not self._cut_off:
+            if self._cut_off is None:
                 raise
-        if self._cut_off:
-            raise self._too_large()
+        if self._cut_off is not None:
+            raise self._cut_off
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._limit} bytes", code="body_too_large")
 
+    def _too_slow(self) -> ApiError:
+        told = f"the body did not come within {self._body_seconds:g} s"
+        return ApiError(408, told, code="timeout", headers={"x-should-retry": "false"})
+
     async def _receiving(self) -> asgi.Message:
-        """The next part of the body; beyond the limit the client seems to have left."""
-        message: asgi.Message = {"type": "http.disconnect"} if self._cut_off else await self._receive()
+        """The next part of the body; beyond the limit, or after its time, the client seems to have left."""
+        if self._cut_off is not None:
+            return {"type": "http.disconnect"}
+        # Of a body that is whole nothing more comes but that the client leaves.
+        timed = self._body_seconds is not None and not self._whole
+        left = self._began + (self._body_seconds or 0.0) - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, left) if timed else None):
+                message = await self._receive()
+        except TimeoutError:
+            self._cut_off = self._too_slow()
+            return {"type": "http.disconnect"}
         if message["type"] == "http.request":
             piece = message.get("body", b"")
+            self._whole = not message.get("more_body", False)
             self._size += len(piece)
             self._hash.update(piece)
             if self._size > self._limit:
-                self._cut_off = True
+                self._cut_off = self._too_large()
                 return {"type": "http.disconnect"}
         return message
 
     async def _sending(self, message: asgi.Message) -> None:
-        if self._cut_off:
+        if self._cut_off is not None:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]

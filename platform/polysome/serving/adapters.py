@@ -12,80 +12,39 @@ Whoever may write to the registry decides what is served: its storage's permissi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 from fsspec.core import url_to_fs
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from polysome.config import Config, ConfigurationError, DataError, ResourceError, validate
 from polysome.inference.folder import adapter_fingerprint, model_fingerprint
 from polysome.models.adapter import ADAPTER_CONFIG, BASE
-from polysome.serving.adapter_checks import FILE_NAME, File, check_adapter, copy_adapter, describe, differing
+from polysome.serving.adapter_checks import check_adapter, copy_adapter, describe, differing
+from polysome.serving.adapter_manifest import NAME, Damaged, Manifest, Published
 from polysome.serving.checks import model_folder
-from polysome.storage import absolute, exists, fingerprint, join, list_folder, read_json, write_json
+from polysome.storage import absolute, exists, join, list_folder, read_json, write_json
 from polysome.storage.local import cache_folder, only_one
 
-_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-_MODEL = re.compile(rf"({_NAME})(?:@([1-9][0-9]{{0,8}}))?")
+__all__ = ["Damaged", "Manifest", "Published", "Registry"]
+
+log = logging.getLogger(__name__)
+
+_MODEL = re.compile(rf"({NAME})(?:@([1-9][0-9]{{0,8}}))?")
 _MANIFEST, _CURRENT, _RESERVED = "manifest.json", "current.json", ".reserved"
 _FRESH_SECONDS = 2.0
 _MOST_REMEMBERED = 4096
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-@dataclass(frozen=True)
-class Published:
-    """One version of one adapter."""
-
-    name: str
-    version: int
-    folder: str
-    """Where its files lie, below the registry."""
-    fingerprint: str
-    """Of its manifest, 16 hexadecimal digits."""
-    base_fingerprint: str
-    """Of the model that it belongs to."""
-    adapter_fingerprint: str = ""
-    """What an evaluation of this adapter tells as its `adapter_fingerprint`."""
-
-    @property
-    def id(self) -> str:
-        """`name@version`."""
-        return f"{self.name}@{self.version}"
-
-
-class Manifest(Config):
-    """`manifest.json`: one version."""
-
-    format: Literal[1] = 1
-    name: Annotated[str, Field(pattern=rf"^{_NAME}$")]
-    version: Annotated[int, Field(ge=1)]
-    base: str
-    """Where the base model lay when the version was published."""
-    base_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    adapter_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    """Of what shapes an answer, wherever the adapter lies; an evaluation of it tells the same."""
-    rank: Annotated[int, Field(ge=1)]
-    """The largest of its layers."""
-    files: Annotated[dict[Annotated[str, Field(pattern=FILE_NAME)], File], Field(min_length=1)]
-    published: AwareDatetime
-    user: str = ""
-    note: str = ""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what answers: the base and the files' content; the same adapter published again has the same."""
-        return fingerprint([self.base_fingerprint, {name: file.sha256 for name, file in self.files.items()}])
 
 
 class _Current(Config):
@@ -103,6 +62,7 @@ class Registry:
     def __init__(self, root: str, *, base: str | None = None) -> None:
         self._root, self._base = absolute(root), base
         self._found: dict[str, tuple[float, Published | None]] = {}
+        self._warned: set[str] = set()
 
     def find(self, model: str) -> Published | None:
         """The version that `NAME` (its current one) or `NAME@VERSION` means; None where there is none, and for anything
@@ -124,24 +84,41 @@ class Registry:
         return found
 
     def list(self) -> list[Published]:
-        """The current version of every adapter, by name."""
-        found = (self.find(name) for name in self.names())
+        """The current version of every adapter, by name. One whose files are damaged is left out, with a warning."""
+        found = (self._readable(name) for name in self.names())
         return [published for published in found if published is not None]
+
+    def _readable(self, name: str) -> Published | None:
+        try:
+            return self.find(name)
+        except (DataError, ConfigurationError) as error:
+            if str(error) not in self._warned:
+                log.warning("adapter %r is not listed: %s", name, error)
+            self._warned.add(str(error))
+            return None
 
     def names(self) -> Sequence[str]:
         """Of all adapters, whatever their base."""
-        return [name for name in _listed(self._root) if re.fullmatch(_NAME, name)]
+        return [name for name in _listed(self._root) if re.fullmatch(NAME, name)]
 
     def current(self, name: str) -> int | None:
         """The version that answers under a name; None where nothing was published."""
         found = _load(_Current, join(self._root, _require_name(name), _CURRENT))
         return found.version if found else None
 
-    def versions(self, name: str) -> Sequence[Manifest]:
+    def versions(self, name: str) -> Sequence[Manifest | Damaged]:
         """All of one adapter, oldest first."""
-        numbers = sorted(int(entry) for entry in _listed(join(self._root, _require_name(name))) if entry.isdecimal())
-        found = (self._manifest(name, number) for number in numbers)
-        return [manifest for manifest in found if manifest is not None]
+        found: list[Manifest | Damaged] = []
+        for number in sorted(
+            int(entry) for entry in _listed(join(self._root, _require_name(name))) if entry.isdecimal()
+        ):
+            try:
+                manifest = self._manifest(name, number)
+            except (DataError, ConfigurationError) as error:
+                found.append(Damaged(name, number, error.what))
+            else:
+                found += [manifest] if manifest is not None else []
+        return found
 
     def publish(self, folder: str, name: str, *, model: str | None = None, user: str = "", note: str = "") -> Published:
         """Make an adapter the next version of a name, and the current one.
@@ -198,10 +175,10 @@ class Registry:
 
         Raises:
             ConfigurationError: there is no such version.
+            DataError: it is damaged, or so is what says which is the current one.
         """
-        known = [manifest.version for manifest in self.versions(name)]
-        now = self.current(name)
         if version is None:
+            known, now = [entry.version for entry in self.versions(name)], self.current(name)
             earlier = [number for number in known if now is not None and number < now]
             if not earlier:
                 raise ConfigurationError(f"{name!r} has no earlier version", where=self._root, fix=f"it has {known}")
@@ -312,7 +289,7 @@ class Registry:
 
 
 def _require_name(name: str) -> str:
-    if not re.fullmatch(_NAME, name):
+    if not re.fullmatch(NAME, name):
         raise ConfigurationError(
             f"{name!r} is no name of an adapter",
             where="name",

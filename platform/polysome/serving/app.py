@@ -17,7 +17,7 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from polysome.config import ResourceError
+from polysome.config import ConfigurationError, ResourceError
 from polysome.data.ray_errors import cause_of
 from polysome.inference.asynchronous import Delta, Traced
 from polysome.inference.engine import Generation, Prompt, Sampling, Scores
@@ -113,6 +113,10 @@ class HandlePool:
     async def trace(self, prompt: Prompt, answer: Sequence[int], top: int, target: Target) -> Traced:
         """See `calls.Pool.trace`."""
         traced: Traced = await self._ask(target, lambda pool: pool.trace.remote(prompt, answer, top, target))
+        if not answer:
+            # With an answer, its generation has counted the prompt.
+            adapter = target.adapter.id if target.adapter else ""
+            count_tokens(len(traced.tokens), model=self._model, adapter=adapter)
         return traced
 
     async def ready(self) -> None:
@@ -251,6 +255,7 @@ def start(config: ServeConfig, views: Views | None = None) -> str:
 
     Raises:
         DataError, ResourceError: see `check`; the model did not become ready.
+        ConfigurationError: see `check`; this Ray serves at another address already.
     """
     import httpx
 
@@ -265,6 +270,7 @@ def start(config: ServeConfig, views: Views | None = None) -> str:
             "request_timeout_s": config.request_timeout_seconds + _PROXY_MARGIN_SECONDS,
         },
     )
+    _require_address(config)
     try:
         serve.run(build(config, views), name=config.name, route_prefix="/", blocking=False)
         _wait_until_ready(httpx, config)
@@ -272,6 +278,21 @@ def start(config: ServeConfig, views: Views | None = None) -> str:
         stop(config)
         raise
     return config.url
+
+
+def _require_address(config: ServeConfig) -> None:
+    """Serve has one HTTP proxy, that of its first start; asked for another address, it warns and keeps its own."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None, "Serve has been started"
+    has = client.http_config
+    if (has.host, has.port) != (config.host, config.port):
+        raise ConfigurationError(
+            f"Ray Serve of this cluster listens on {has.host}:{has.port} already, not on {config.host}:{config.port}",
+            where="host, port",
+            fix="end it and what it serves with `serve shutdown`, or serve from a Ray of its own",
+        )
 
 
 def _wait_until_ready(httpx: Any, config: ServeConfig) -> None:

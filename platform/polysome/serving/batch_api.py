@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
+from polysome.config import ConfigurationError, DataError
 from polysome.serving.batch_worker import Worker
 from polysome.serving.batches import Batch, Batches
 from polysome.serving.calibrations import Calibrations
@@ -18,6 +20,8 @@ from polysome.serving.context import Context
 from polysome.serving.prediction import task_spec
 from polysome.serving.protocol import ApiError
 from polysome.storage import join
+
+log = logging.getLogger(__name__)
 
 # Of gzip, bzip2, xz, zstd and zip: a small file of these may hold any number of records.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
@@ -56,7 +60,7 @@ def router(context: Context) -> APIRouter:
         request: Request, task: Annotated[str, Query(min_length=1, max_length=128)], model: str | None = None
     ) -> dict[str, Any]:
         """Keep a FASTA file or a table of records, and answer them one after the other."""
-        spec, target = task_spec(task), context.target(model)
+        spec, target = task_spec(task), await context.target(model)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise ApiError(400, "the body must not be compressed", code="compressed", param="content-encoding")
         with tempfile.TemporaryFile() as spool:
@@ -104,7 +108,12 @@ def router(context: Context) -> APIRouter:
         return {"id": batch_id, "object": "batch", "deleted": True}
 
     async def own(request: Request, batch_id: str) -> Batch:
-        batch = await asyncio.to_thread(store.read, batch_id)
+        try:
+            batch = await asyncio.to_thread(store.read, batch_id)
+        except (DataError, ConfigurationError) as error:
+            log.error("batch %s cannot be read: %s", batch_id, error)
+            told = f"the record of batch {batch_id} is damaged; tell the operators, or send the records again"
+            raise ApiError(500, told, code="batch_damaged") from error
         # Another team's is told like one that is not there.
         if batch is None or batch.team != _team(request):
             raise ApiError(404, f"no batch {batch_id!r}", code="batch_not_found", param="id")

@@ -8,7 +8,6 @@ import random
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 from polysome.config import ConfigurationError, DataError, PolysomeError
@@ -18,7 +17,7 @@ from polysome.serving.calls import Overloaded
 from polysome.serving.context import Context
 from polysome.serving.predict_api import answered
 from polysome.serving.prediction import Answered, Prediction, Predictor, Record, read_record, task_spec
-from polysome.serving.protocol import ApiError
+from polysome.serving.protocol import ApiError, of_server
 from polysome.serving.records import Entry, answer_row, error_row
 
 log = logging.getLogger(__name__)
@@ -120,8 +119,8 @@ class Worker:
             log.info("batch %s is no longer this gateway's", batch_id)
         except* (ConfigurationError, DataError, ApiError) as failed:
             # Its task or adapter is gone, or its input cannot be read: so it is at every gateway.
-            message = "; ".join(getattr(error, "what", str(error)) for error in failed.exceptions)
-            log.error("batch %s failed: %s", batch_id, message)
+            message = "; ".join(map(_what, failed.exceptions))
+            log.error("batch %s failed: %s", batch_id, "; ".join(map(str, failed.exceptions)))
             await asyncio.to_thread(self.store.finish, batch_id, "failed", message=message)
         except* Exception:
             # Another gateway, or this one later, takes it up where it is.
@@ -147,7 +146,7 @@ class Worker:
 
     async def _answer(self, batch: Batch) -> None:
         spec = task_spec(batch.task)
-        target = self.context.target(batch.model)
+        target = await self.context.target(batch.model)
         evidence = self.calibrations.of(spec, target)
         config = self.context.config
         predictor = Predictor(
@@ -191,16 +190,17 @@ class Worker:
         while True:
             try:
                 async with self._places:
-                    target = self.context.target(batch.model)
+                    target = await self.context.target(batch.model)
                     return await self.context.within(target, predictor.predict_one(record, target))
             except Overloaded:
                 await asyncio.sleep(self.pause * (0.5 + random.random()))
-            except (DataError, ConfigurationError) as error:
-                return error.what
             except Exception as error:
+                if isinstance(error, DataError | ConfigurationError) and not of_server(error):
+                    return error.what
                 # A replica died, or took too long: perhaps of this record, perhaps of another.
                 failed += 1
-                log.warning("a record of batch %s failed %d times: %s", batch.id, failed, type(error).__name__)
+                kind, where = type(error).__name__, getattr(error, "where", "")
+                log.warning("a record of batch %s failed %d times: %s %s", batch.id, failed, kind, where)
                 if failed == ATTEMPTS:
                     told = isinstance(error, PolysomeError | ApiError)
                     return f"no answer in {ATTEMPTS} attempts" + (f": {_what(error)}" if told else "")
@@ -212,7 +212,7 @@ class Worker:
         while True:
             await asyncio.sleep(pause * (0.5 + random.random()))
             try:
-                await self.context.within(self.context.target(None), self.context.pool.ready())
+                await self.context.within(await self.context.target(None), self.context.pool.ready())
             except (PolysomeError, ApiError) as error:
                 self._messages[batch_id] = f"waits for the model: {_what(error)}"
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -221,5 +221,8 @@ class Worker:
                 return
 
 
-def _what(error: Any) -> str:
-    return str(getattr(error, "what", error))
+def _what(error: Exception) -> str:
+    """As it is told to the batch's owner."""
+    if not isinstance(error, PolysomeError):
+        return str(error)
+    return "the server's own files or settings are wrong; tell the operators" if of_server(error) else error.what

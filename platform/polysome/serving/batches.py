@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import csv
 import datetime
+import logging
 import math
 import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import count, islice
-from typing import IO
+from typing import IO, TypeVar
 from uuid import uuid4
 
 import fsspec
 
-from polysome.config import Config, DataError
+from polysome.config import Config, ConfigurationError, DataError, validate
 from polysome.serving.records import Entry, header, read_entries, written
 from polysome.specs import Dataset
 from polysome.storage import (
     absolute,
-    exists,
     join,
     list_folder,
     open_atomic,
@@ -33,6 +33,10 @@ from polysome.storage import (
     remove,
     write_json,
 )
+
+log = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 CHUNK = 256
 """Records whose answers are written at a time; so much is lost at most when a gateway dies."""
@@ -80,7 +84,8 @@ class End(Config):
 
 
 class Batches:
-    """The folder of all batches. Every method blocks; errors of the storage are its own.
+    """The folder of all batches. Every method blocks; errors of the storage are its own, a damaged file is a DataError
+    or ConfigurationError with its place.
 
     Args:
         folder: local path or any fsspec URL.
@@ -88,6 +93,7 @@ class Batches:
 
     def __init__(self, folder: str) -> None:
         self._folder = absolute(folder)
+        self._damaged: set[str] = set()
 
     def create(
         self, content: IO[bytes], spec: Dataset, model: str, team: str, *, most: int, chunk: int = CHUNK
@@ -122,10 +128,12 @@ class Batches:
         return batch
 
     def read(self, batch_id: str) -> Batch | None:
-        """The batch; None where there is none."""
-        if not _ID.fullmatch(batch_id) or not exists(self._file(batch_id, "batch.json")):
-            return None
-        return Batch.model_validate(read_json(self._file(batch_id, "batch.json")))
+        """The batch; None where there is none.
+
+        Raises:
+            DataError, ConfigurationError: its record is damaged.
+        """
+        return _read(Batch, self._file(batch_id, "batch.json")) if _ID.fullmatch(batch_id) else None
 
     def delete(self, batch_id: str) -> None:
         """Remove a batch with its records and answers; a gateway that works on it stops soon."""
@@ -189,18 +197,28 @@ class Batches:
         return errors
 
     def unfinished(self) -> list[str]:
-        """Batches that are not finished, those first that wait longest."""
+        """Batches that are not finished, those first that wait longest. One whose record cannot be read is left out,
+        with a warning."""
         ids = [name.removesuffix(".json") for name in list_folder(join(self._folder, "open"))]
-        batches = [batch for batch_id in ids if (batch := self.read(batch_id)) is not None]
+        batches = [batch for batch_id in ids if (batch := self._readable(batch_id)) is not None]
         return [batch.id for batch in sorted(batches, key=lambda batch: batch.created)]
+
+    def _readable(self, batch_id: str) -> Batch | None:
+        try:
+            return self.read(batch_id)
+        except (DataError, ConfigurationError, OSError) as error:
+            if batch_id not in self._damaged:
+                log.warning("batch %s is left out, its record cannot be read: %s", batch_id, error)
+            self._damaged.add(batch_id)
+            return None
 
     def lease(self, batch_id: str) -> Lease | None:
         """Who works on a batch; None once it is finished or removed."""
         try:
-            return Lease.model_validate(read_json(self._lease(batch_id)))
-        except DataError:
-            # Gone between two looks; a lease is written whole.
-            return None
+            return _read(Lease, self._lease(batch_id))
+        except (DataError, ConfigurationError):
+            # Damaged: nobody's, and written anew by who takes it.
+            return Lease(owner="", until=0)
 
     def take(self, batch_id: str, owner: str) -> bool:
         """Take a batch that nobody works on; False where somebody does."""
@@ -222,8 +240,7 @@ class Batches:
 
     def end(self, batch_id: str) -> End | None:
         """How a batch ended; None while it has not."""
-        url = self._file(batch_id, "end.json")
-        return End.model_validate(read_json(url)) if exists(url) else None
+        return _read(End, self._file(batch_id, "end.json"))
 
     def finish(self, batch_id: str, status: str, *, errors: int | None = None, message: str = "") -> None:
         """Tell how a batch ended, and close it."""
@@ -248,6 +265,18 @@ def chunks(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entr
         if not (part := list(islice(entries, size))):
             return
         yield number, part
+
+
+def _read(model: type[ConfigT], url: str) -> ConfigT | None:
+    """One of the small files, which appear whole; None where it is not there."""
+    try:
+        return validate(model, read_json(url), where=url)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not JSON: {error}", where=url) from error
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _now() -> str:

@@ -28,6 +28,7 @@ KEY_VARIABLE = "POLYSOME_API_KEY"
 """Environment variable that holds the API key."""
 
 _RECORDS_AT_ONCE = 32
+"""To begin with; a server's `limits.records` and `limits.body_bytes` may allow fewer."""
 _ATTEMPTS = 6
 _ENDINGS = (".fa", ".fasta", ".faa", ".fna", ".csv", ".tsv")
 
@@ -95,7 +96,8 @@ def ask_server(
     key: str | None = None,
     timeout: float = 120.0,
 ) -> Answers:
-    """The predictions of a served model; a server that is busy is asked again, as late as it says.
+    """The predictions of a served model; a server that is busy is asked again, as late as it says, and one that takes
+    fewer records at once for half as many.
 
     Args:
         model: name of an adapter, or of one of its versions; None asks the base.
@@ -110,16 +112,35 @@ def ask_server(
     content: dict[str, Any] = {}
     predictions: list[Prediction] = []
     with httpx.Client(base_url=url.rstrip("/"), timeout=timeout, trust_env=False, headers=_headers(key)) as client:
-        for start in range(0, len(records), _RECORDS_AT_ONCE):
-            body = {"task": task, "sequences": list(records[start : start + _RECORDS_AT_ONCE])}
-            content = _post(client, url, {**body, "model": model} if model else body)
-            for item in content["predictions"]:
-                found = _known(Prediction, item)
-                predictions.append(found.model_copy(update={"index": start + found.index}))
+        start, at_once = 0, _RECORDS_AT_ONCE
+        while start < len(records):
+            part = list(records[start : start + at_once])
+            body = {"task": task, "sequences": part}
+            answer = _post(client, url, {**body, "model": model} if model else body)
+            if len(part) > 1 and _is_too_much(answer):
+                at_once = len(part) // 2
+                continue
+            if answer.status_code != 200:
+                raise _refusal(url, answer)
+            content = answer.json()
+            found = [_known(Prediction, item) for item in content["predictions"]]
+            predictions += [one.model_copy(update={"index": start + one.index}) for one in found]
+            start += len(part)
     return Answers(_known(Answered, content), tuple(predictions))
 
 
-def _post(client: Any, url: str, body: dict[str, Any]) -> dict[str, Any]:
+def _is_too_much(answer: Any) -> bool:
+    """Whether fewer records at once would have been taken: of their number, or of the bytes of all."""
+    if answer.status_code == 413:
+        return True
+    try:
+        error = answer.json()["error"] if answer.status_code == 400 else {}
+        return (error.get("code"), error.get("param")) == ("limit_exceeded", "sequences")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _post(client: Any, url: str, body: dict[str, Any]) -> Any:
     import httpx
 
     for attempt in range(_ATTEMPTS):
@@ -135,10 +156,7 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> dict[str, Any]:
             break
         wait = answer.headers.get("retry-after", "")
         time.sleep(min(float(wait) if wait.isdigit() else 1.0, 30.0))
-    if answer.status_code != 200:
-        raise _refusal(url, answer)
-    content: dict[str, Any] = answer.json()
-    return content
+    return answer
 
 
 def ask_chat(

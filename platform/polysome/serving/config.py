@@ -44,7 +44,8 @@ class Limits(Config):
     logprobs: Annotated[int, Field(ge=0, le=100)] = 5
     """Alternatives told for each token."""
     sequence_characters: Annotated[int, Field(ge=1)] = 100_000
-    """Characters of one sequence; a task's own bounds are mostly tighter."""
+    """Characters of one sequence, and of one prompt: all messages together, a text to continue or to embed, a choice. A
+    task's own bounds and the model's context are mostly tighter."""
     batch_bytes: Annotated[int, Field(ge=1024)] = 50 * 1024 * 1024
     """Body of one `/v1/predict/batch`."""
     batch_records: Annotated[int, Field(ge=1)] = 1_000_000
@@ -107,7 +108,8 @@ class ServeSettings(Config):
     """Questions that wait at a gateway for a free replica; more are refused with 429. One `/v1/predict` is many
     questions: those of all such requests take at most half of the queue at a time, the rest wait their turn."""
     request_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
-    """Longer requests end with 408. Must exceed the time to load the model where `min_replicas` is 0."""
+    """Longer requests end with 408, and so do those whose body takes as long to come. Must exceed the time to load the
+    model where `min_replicas` is 0."""
     limits: Limits = Limits()
 
     @model_validator(mode="after")

@@ -46,20 +46,23 @@ class Context:
         """The pool for requests of many questions, which together take at most half of its queue."""
         return Bounded(self.pool, max(1, self.config.max_queued_requests // 2))
 
-    def target(self, model: str | None) -> Target:
+    async def target(self, model: str | None) -> Target:
         """The model of a name, and the time that a request has from now.
 
         Args:
             model: the base's name, `ADAPTER` (its current version) or `ADAPTER@VERSION`; None is the base.
 
         Raises:
-            ApiError: 404, no such model.
+            ApiError: 404, no such model; 408, the registry does not answer.
         """
         deadline = time.time() + self.config.request_timeout_seconds
         if model is None or model == self.config.name:
             name_target(self.config.name)
             return Target(deadline)
-        adapter = self.registry.find(model) if self.registry is not None else None
+        adapter = None
+        if self.registry is not None:
+            # It reads files.
+            adapter = await self.within(Target(deadline), asyncio.to_thread(self.registry.find, model))
         if adapter is None:
             raise ApiError(404, f"no model {model!r}; GET /v1/models lists them", code="model_not_found", param="model")
         name_target(self.config.name, adapter.id)

@@ -16,6 +16,7 @@ from polysome.serving import batch_api, jobs_api, openai_api, pages, predict_api
 from polysome.serving.context import Context
 from polysome.serving.metrics import Reason, rejected
 from polysome.serving.protocol import ApiError, ErrorBody, as_api_error, from_validation, internal_error
+from polysome.serving.readiness import Readiness
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def create_api(context: Context) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     _map_errors(api)
+    readiness = Readiness(context)
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -53,7 +55,7 @@ def create_api(context: Context) -> FastAPI:
     @api.get("/readyz")
     async def readyz() -> dict[str, str]:
         """A replica generated a token lately."""
-        await context.within(context.target(None), context.pool.ready())
+        await readiness.require()
         return {"status": "ready", "model": context.config.name}
 
     # For the document alone: keys are asked for further out, by `access.Guard`.
@@ -65,6 +67,8 @@ def create_api(context: Context) -> FastAPI:
 
 def _map_errors(api: FastAPI) -> None:
     def respond(error: ApiError) -> Response:
+        if error.status in _REJECTED:
+            rejected(_REJECTED[error.status])
         # ASCII: a message may repeat halves of characters that the caller sent, which UTF-8 cannot hold.
         return Response(json.dumps(error.body()), error.status, error.headers, "application/json")
 
@@ -87,10 +91,7 @@ def _map_errors(api: FastAPI) -> None:
 
     @api.exception_handler(PolysomeError)
     async def expected(request: Request, error: PolysomeError) -> Response:
-        found = as_api_error(error)
-        if found.status in _REJECTED:
-            rejected(_REJECTED[found.status])
-        return respond(found)
+        return respond(as_api_error(error, request.headers.get("x-request-id", "")))
 
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

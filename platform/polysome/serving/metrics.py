@@ -35,6 +35,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class _Asked:
     model: str = ""
     adapter: str = ""
+    broke: int | None = None
 
 
 _asked: ContextVar[_Asked | None] = ContextVar("asked", default=None)
@@ -44,7 +45,7 @@ class Requests:
     """ASGI middleware, the outermost: `requests_total{model,adapter,endpoint,code}` and `e2e_seconds` of the same.
 
     A request that is refused before it is routed counts as endpoint `other`; one whose client left before anything was
-    answered as code 499.
+    answered as code 499; a stream that broke as the code of its error event.
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -75,7 +76,7 @@ class Requests:
         finally:
             _asked.reset(outer)
             endpoint = getattr(scope.get("route"), "path", "other")
-            _count_request(asked, endpoint, code, time.monotonic() - began)
+            _count_request(asked, endpoint, asked.broke or code, time.monotonic() - began)
 
 
 def name_target(model: str, adapter: str = "") -> None:
@@ -83,6 +84,13 @@ def name_target(model: str, adapter: str = "") -> None:
     asked = _asked.get()
     if asked is not None:
         asked.model, asked.adapter = model, adapter
+
+
+def name_break(code: int) -> None:
+    """Say with what code the stream that is being sent ended after it had begun with 200."""
+    asked = _asked.get()
+    if asked is not None:
+        asked.broke = code
 
 
 async def observed(pieces: AsyncIterator[Delta], *, model: str, adapter: str = "") -> AsyncGenerator[Delta, None]:

@@ -26,6 +26,7 @@ from polysome.serving.protocol import (
     EmbeddingRequest,
     ScoreRequest,
     at_most,
+    at_most_characters,
     prompts,
 )
 
@@ -143,6 +144,11 @@ def router(context: Context) -> APIRouter:
         at_most("n", request.n, limits.n)
         return Sampling(max_tokens, request.temperature, request.top_p, request.seed, request.stop_strings)
 
+    def each_at_most(param: str, texts: Sequence[Prompt]) -> None:
+        for text in texts:
+            if isinstance(text, str):
+                at_most_characters(param, [text], limits.sequence_characters)
+
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The base, and the current version of every published adapter."""
@@ -152,13 +158,14 @@ def router(context: Context) -> APIRouter:
     @routes.get("/v1/models/{id}")
     async def model(name: Annotated[str, Path(alias="id")]) -> dict[str, Any]:
         """One of them."""
-        return _card(context, context.target(name).adapter)
+        return _card(context, (await context.target(name)).adapter)
 
     @routes.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
     async def chat(request: ChatRequest, http: Request) -> Any:
         """An answer to a conversation."""
-        target = context.target(request.model)
+        target = await context.target(request.model)
         at_most("messages", len(request.messages), limits.messages)
+        at_most_characters("messages", (message.content for message in request.messages), limits.sequence_characters)
         at_most("top_logprobs", request.top_logprobs or 0, limits.logprobs)
         wanted = request.max_tokens or request.max_completion_tokens
         if wanted:
@@ -195,9 +202,10 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/completions", response_model=None, responses=_STREAMED)
     async def completions(request: CompletionRequest, http: Request) -> Any:
         """The continuation of one text or of several."""
-        target = context.target(request.model)
+        target = await context.target(request.model)
         given = prompts(request.prompt)
         at_most("prompt", len(given), limits.prompts)
+        each_at_most("prompt", given)
         at_most("logprobs", request.logprobs or 0, limits.logprobs)
         at_most("max_tokens", request.max_tokens or 0, limits.max_tokens)
         wanted = limits.default_max_tokens if request.max_tokens is None else request.max_tokens
@@ -228,9 +236,10 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/embeddings")
     async def embeddings(request: EmbeddingRequest) -> dict[str, Any]:
         """One vector per text, of the hidden states after the last layer. Tokens are not counted: `usage` tells 0."""
-        target = context.target(request.model)
+        target = await context.target(request.model)
         texts = prompts(request.input)
         at_most("input", len(texts), limits.prompts)
+        each_at_most("input", texts)
         vectors = await context.within(target, context.pool.embed(texts, request.pool, target))
         encoded = vectors.astype("<f4")
         return {
@@ -253,9 +262,11 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/score")
     async def score(request: ScoreRequest) -> dict[str, Any]:
         """The log-likelihood of each choice as the answer to a conversation."""
-        target = context.target(request.model)
+        target = await context.target(request.model)
         at_most("messages", len(request.messages), limits.messages)
         at_most("choices", len(request.choices), limits.choices)
+        at_most_characters("messages", (message.content for message in request.messages), limits.sequence_characters)
+        each_at_most("choices", request.choices)
         conversation = [message.model_dump() for message in request.messages]
         scores = await context.within(target, context.pool.score(conversation, request.choices, target))
         return {

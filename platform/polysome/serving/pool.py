@@ -66,7 +66,7 @@ class ModelPool:
         self._meter = Replica(self._config.name)
 
     async def stream(self, prompt: Prompt, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
-        """See `calls.Pool.generate`. What was said while the caller was busy comes as one piece."""
+        """See `calls.Pool.generate`."""
         adapter = await self._in_time(target, lambda: self._ready_adapter(target))
         answer = self._engine.generate(prompt, sampling, adapter=adapter)
         try:

@@ -64,7 +64,7 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/predict")
     async def predict(request: PredictRequest) -> PredictAnswer:
         """A label with its probability, or a number with its interval, for each record."""
-        target = context.target(request.model)
+        target = await context.target(request.model)
         spec = task_spec(request.task)
         records = await asyncio.to_thread(_read, request, spec)
         evidence = calibrations.of(spec, target)

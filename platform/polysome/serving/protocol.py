@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, WrapValidator, model_validator
@@ -10,6 +12,10 @@ from pydantic import Field, ValidationError, WrapValidator, model_validator
 from polysome.config import Config, ConfigurationError, DataError, PolysomeError, ResourceError
 from polysome.inference.engine import Pool, Prompt
 from polysome.serving.calls import Expired, Overloaded
+
+log = logging.getLogger(__name__)
+
+_SERVERS = re.compile(r".*[/\\].*|-.*|[A-Z][A-Z0-9_]+(, [A-Z0-9_]+)*", re.DOTALL)
 
 
 def _told_as(what: str) -> WrapValidator:
@@ -192,8 +198,22 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def as_api_error(error: PolysomeError) -> ApiError:
-    """An expected failure as HTTP tells it: 400, 408, 429 or 503; 500 for one that no caller can mend."""
+def of_server(error: PolysomeError) -> bool:
+    """Whether a failure is about something of the server's, which no caller sees or can mend: its `where` is a path, an
+    address, a command's option or a variable. That of a request is a field, a record, or nothing."""
+    return _SERVERS.fullmatch(error.where) is not None
+
+
+def as_api_error(error: PolysomeError, request_id: str = "") -> ApiError:
+    """An expected failure as HTTP tells it: 400, 408, 429 or 503; 500 for one that no caller can mend.
+
+    What is about the server's own files and settings is logged, and told without its words.
+    """
+    if of_server(error):
+        log.error("request %s failed: %s", request_id, error)
+        if not isinstance(error, ResourceError):
+            return internal_error(request_id)
+        error = ResourceError("the server cannot do this now", fix="ask again later, or tell the operators")
     message = f"{error.what}; {error.fix}" if error.fix else error.what
     if isinstance(error, Overloaded):
         return ApiError(429, message, code="overloaded", headers={"retry-after": "2"})
@@ -217,6 +237,19 @@ def at_most(param: str, given: int, bound: int) -> None:
     """Raise a 400 that names the bound when `given` is above it."""
     if given > bound:
         raise ApiError(400, f"{param}: {given} is above the limit of {bound}", code="limit_exceeded", param=param)
+
+
+def at_most_characters(param: str, texts: Iterable[str], bound: int) -> None:
+    """Raise a 400 when `texts` together are longer than `bound`: tokenizing such a prompt would keep others waiting,
+    only to find that no context holds it."""
+    given = sum(map(len, texts))
+    if given > bound:
+        raise ApiError(
+            400,
+            f"{param}: {given} characters are above the limit of {bound}; shorten the text",
+            code="limit_exceeded",
+            param=param,
+        )
 
 
 def from_validation(errors: list[dict[str, Any]]) -> ApiError:

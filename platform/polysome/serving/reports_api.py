@@ -125,7 +125,9 @@ def _summary(run: RunFolder) -> dict[str, Any]:
         evaluation = read_evaluation(run.folder)
     except DataError as error:
         # Told and not left out: somebody will look for it.
-        return {**told, "name": run.record["name"], "problem": error.what, "tasks": []}
+        # Where it lies on the server is nothing to the caller.
+        problem = error.what.replace(run.folder, run.id)
+        return {**told, "name": run.record["name"], "problem": problem, "tasks": []}
     return {**told, **_results(evaluation), "problem": None}
 
 

@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from polysome.config import PolysomeError
+from polysome.serving.metrics import name_break
 from polysome.serving.protocol import ApiError, as_api_error, internal_error
 
 log = logging.getLogger(__name__)
@@ -57,14 +58,19 @@ async def _encoded(
         async for event in rest:
             yield _line(event)
     except ApiError as error:
-        yield _line(error.body())
+        yield _broken(error)
     except PolysomeError as error:
-        yield _line(as_api_error(error).body())
+        yield _broken(as_api_error(error, request_id))
     except Exception:
         log.exception("request %s failed", request_id)
-        yield _line(internal_error(request_id).body())
+        yield _broken(internal_error(request_id))
     else:
         yield _DONE
+
+
+def _broken(error: ApiError) -> bytes:
+    name_break(error.status)
+    return _line(error.body())
 
 
 def _line(event: Event | None) -> bytes:

@@ -12,7 +12,7 @@ def ticket(job: str, cpus: float = 1, gpus: float = 0, since: float = 0, **field
 
 
 def names(waiting: list[Ticket], holding: list[Ticket] = (), *, cpus: float = 4, gpus: float = 0) -> list[str]:  # type: ignore[assignment]
-    return [found.job for found in turns(waiting, holding, cpus=cpus, gpus=gpus)]
+    return [found.job for found, may_go in turns(waiting, holding, cpus=cpus, gpus=gpus) if may_go]
 
 
 def test_who_came_first_goes_first_as_far_as_there_is_room():
@@ -59,7 +59,9 @@ def test_what_is_larger_than_the_cluster_is_left_to_ray_and_holds_nobody_back():
 )
 def test_never_more_than_there_is_and_the_first_goes_as_soon_as_it_fits(needs):
     waiting = [ticket(str(n), c, g, since=n, priority=p) for n, (c, g, p) in enumerate(needs)]
-    fitting = [found for found in turns(waiting, [], cpus=6, gpus=3)]
+    line = turns(waiting, [], cpus=6, gpus=3)
+    assert sorted(found.job for found, _ in line) == sorted(found.job for found in waiting)
+    fitting = [found for found, may_go in line if may_go]
     assert sum(found.cpus for found in fitting) <= 6
     assert sum(found.gpus for found in fitting) <= 3
     if waiting:
@@ -92,6 +94,26 @@ def test_a_job_waits_until_the_one_before_it_leaves(clock):
     assert (line.ask(second, holds=False), line.ask(third, holds=False)) == (1, 2)
     line.leave("1")
     assert (line.ask(third, holds=False), line.ask(second, holds=False)) == (1, 0)
+
+
+def test_equal_jobs_go_as_they_came_whoever_asks_first(clock):
+    line = queue(clock)
+    first, *rest = [ticket(name, 2, since=at) for at, name in enumerate(("zebra", "apple", "mango", "kiwi"))]
+    assert line.ask(first, holds=False) == 0
+    while rest:
+        assert [asking for asking in reversed(rest) if line.ask(asking, holds=False) == 0] == []
+        line.leave(first.job)
+        assert [asking for asking in reversed(rest) if line.ask(asking, holds=False) == 0] == rest[:1]
+        first = rest.pop(0)
+
+
+def test_the_number_before_a_job_is_of_those_that_go_before_it(clock):
+    line = queue(clock)
+    line.ask(ticket("holds", 2, since=1), holds=False)
+    early, late = ticket("early", 2, since=2), ticket("late", 2, since=9, priority="high")
+    assert line.ask(early, holds=False) == 1
+    assert line.ask(late, holds=False) == 1
+    assert line.ask(early, holds=False) == 2
 
 
 def test_the_turn_of_a_job_that_was_killed_ends(clock):

@@ -37,8 +37,8 @@ class FakeClient:
     def info(self, job: str) -> Any:
         return next(found for found in self.jobs if found.submission_id == job)
 
-    def log(self, job: str) -> str:
-        return f"first\nof {job}\nlast\n"
+    def log(self, job: str, *, tail: int | None = None) -> str:
+        return "".join(["first\n", f"of {job}\n", "last\n"][-(tail or 3) :])
 
     def stop(self, job: str) -> None:
         self.stopped.append(job)
@@ -138,6 +138,41 @@ def test_the_newest_attempt_counts_and_the_record_of_an_earlier_one_says_nothing
     assert [(status.id, status.status, status.message) for status in jobs.list()] == [("r", "queued", "")]
     assert jobs.logs("r", tail=2) == "of r.2\nlast\n"
     assert jobs.logs("r") == "first\nof r.2\nlast\n"
+
+
+class Dashboard:
+    """What of Ray's own client a log is asked of."""
+
+    def __init__(self, status: int = 200, node: str | None = "n1") -> None:
+        self.status, self.node, self.asked = status, node, []
+
+    def get_job_logs(self, job: str) -> str:
+        return "all"
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(driver_node_id=self.node)
+
+    def _do_request(self, method: str, path: str, **rest: Any) -> Any:
+        self.asked.append((method, path, rest["params"]))
+        content = "zwölf\n".encode()
+        return SimpleNamespace(status_code=self.status, content=content, text="no such node\n")
+
+
+def jobs_client(dashboard: Dashboard) -> JobsClient:
+    client = JobsClient.__new__(JobsClient)
+    client.address, client._client = "http://127.0.0.1:1", dashboard
+    return client
+
+
+def test_of_a_log_only_the_lines_that_are_asked_for_travel():
+    dashboard = Dashboard()
+    assert jobs_client(dashboard).log("r.1") == "all"
+    assert dashboard.asked == []
+    assert jobs_client(dashboard).log("r.1", tail=7) == "zwölf\n"
+    assert dashboard.asked == [("GET", "/api/v0/logs/file", {"node_id": "n1", "submission_id": "r.1", "lines": 7})]
+    assert jobs_client(Dashboard(node=None)).log("r.1", tail=7) == ""
+    with pytest.raises(ResourceError, match="no such node"):
+        jobs_client(Dashboard(500)).log("r.1", tail=7)
 
 
 def test_a_run_is_resumed_as_it_was_submitted_also_when_the_cluster_has_forgotten_it(tmp_path, monkeypatch):

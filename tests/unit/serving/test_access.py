@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -369,3 +370,49 @@ def test_an_expired_key_is_refused_in_words_that_tell_nothing(ask, ring):
     never = ask("GET", "/v1/models", headers={"authorization": f"Bearer {text[:-1]}A"})
     assert json.loads(late.content) == json.loads(never.content)
     assert late.status_code == never.status_code == 401
+
+
+def test_a_body_that_comes_too_slowly_is_refused_and_its_place_is_free(ring):
+    ask = Client(Access(Limits(requests_at_once=1), keys.KeyRing(ring.path), body_seconds=1.0))
+
+    async def slow(count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    infer = ring.header("infer")
+    began = time.monotonic()
+    late = ask("POST", "/v1/score", headers=infer, content=slow(200))
+    assert code(late) == (408, "timeout")
+    assert "did not come within 1 s" in late.json()["error"]["message"]
+    assert late.headers["x-should-retry"] == "false"
+    assert time.monotonic() - began < 8
+    assert ask.rejected == ["expired"]
+    assert ask("POST", "/v1/score", headers=infer, content=slow(2)).json()["length"] == 2
+
+
+def test_the_time_of_a_body_is_not_that_of_its_answer(ring):
+    async def thinks(scope: Any, receive: Any, send: Any) -> None:
+        body = await Request(scope, receive).body()
+        gone = asyncio.create_task(receive())
+        await asyncio.sleep(0.3)
+        assert not gone.done()
+        gone.cancel()
+        await PlainTextResponse(body)(scope, receive, send)
+
+    async def receive() -> dict[str, Any]:
+        if sent:
+            await asyncio.sleep(60)
+        sent.append(1)
+        return {"type": "http.request", "body": b"ACGT", "more_body": False}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    sent: list[int] = []
+    told: list[Any] = []
+    authorization = ring.header("infer")["authorization"].encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": [(b"authorization", authorization)]}
+    access = Access(LIMITS, keys.KeyRing(ring.path), body_seconds=0.1)
+    asyncio.run(Guard(thinks, access)(scope, receive, send))
+    assert (told[0]["status"], told[1]["body"]) == (200, b"ACGT")

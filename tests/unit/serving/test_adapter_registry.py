@@ -299,6 +299,41 @@ def test_a_stray_file_in_the_registry_is_no_adapter(tmp_path, models):
     assert registry.list() == [published]
 
 
+def current(text: str) -> Callable[[Path], object]:
+    return lambda adapter: (adapter / "current.json").write_text(text)
+
+
+def manifest(text: str) -> Callable[[Path], object]:
+    return lambda adapter: (adapter / "2" / "manifest.json").write_text(text)
+
+
+@pytest.mark.parametrize("damage", [current("{"), current("{}"), manifest("{"), manifest('{"format": 7}')])
+def test_a_damaged_adapter_hides_no_other_and_can_be_gone_back_from(
+    damage, models, tmp_path, monkeypatch, caplog, capsys
+):
+    monkeypatch.setattr(adapters, "check_adapter", lambda *_, **__: 4)
+    root = tmp_path / "registry"
+    registry = Registry(str(root))
+    sound = publish(registry, models / "run", "sound")
+    for _ in range(2):
+        publish(registry, models / "run", "broken")
+    damage(root / "broken")
+    gateway = Registry(str(root))
+    assert gateway.list() == gateway.list() == [sound]
+    assert caplog.text.count("adapter 'broken' is not listed") == 1
+    with pytest.raises(PolysomeError):
+        gateway.find("broken")
+    assert main(["adapters", "ls", "--registry", str(root), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["version"]) for row in rows] == [("broken", 1), ("broken", 2), ("sound", 1)]
+    assert rows[1]["problem"]
+    assert rows[2]["problem"] is None
+    assert main(["adapters", "ls", "--registry", str(root)]) == 0
+    assert "sound@1" in capsys.readouterr().out
+    assert registry.rollback("broken", 1).id == "broken@1"
+    assert [one.id for one in Registry(str(root)).list()] == ["broken@1", "sound@1"]
+
+
 def test_the_command_publishes_lists_and_goes_back(tmp_path, models, capsys, monkeypatch):
     monkeypatch.setenv("POLYSOME_ADAPTERS", str(tmp_path / "registry"))
 

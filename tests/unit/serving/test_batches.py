@@ -344,3 +344,61 @@ def test_a_server_without_a_folder_for_batches_takes_none():
     of = Context(ServeConfig(model="unused"), FakePool(), "0" * 16)
     answer = over_http(of, lambda client: client.post("/v1/predict/batch?task=planted_promoter", content=fasta(1)))
     assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff\xfe", b'{"id": 1}', b"[]", None])
+def test_a_damaged_record_of_a_batch_is_told_and_stops_no_other(tmp_path, caplog, damage):
+    # As the gateway has it: models that share the folder have their own in it.
+    store = Batches(str(tmp_path / "tiny"))
+    broken, sound = create(store, fasta(4)), create(store, fasta(4))
+    record = tmp_path / "tiny" / broken.id / "batch.json"
+    record.unlink()
+    record.mkdir() if damage is None else record.write_bytes(damage)
+
+    async def work(client):
+        await until(lambda: store.end(sound.id) is not None)
+        return await client.get(f"/v1/predict/batch/{broken.id}")
+
+    answer = over_http(context(tmp_path), work)
+    assert answer.status_code == 500
+    assert str(tmp_path) not in answer.text
+    if damage is not None:
+        assert answer.json()["error"]["code"] == "batch_damaged"
+    for _ in range(2):
+        assert store.unfinished() == []
+    assert caplog.text.count(f"batch {broken.id} is left out") == 2, "once by the gateway, once by this store"
+
+
+def test_a_damaged_lease_is_written_anew(tmp_path):
+    store = Batches(str(tmp_path))
+    batch = create(store, fasta(4))
+    (tmp_path / "open" / f"{batch.id}.json").write_text('{"owner": 1}')
+
+    async def run():
+        one = worker(context(tmp_path))
+        one.wake()
+        end = await finished(store, batch)
+        await one.close()
+        return end
+
+    assert asyncio.run(run()).status == "finished"
+
+
+def test_what_is_wrong_on_the_server_is_told_without_its_places(tmp_path, caplog):
+    store = Batches(str(tmp_path))
+    batch = create(store, fasta(1))
+    pool = FakePool(error=DataError("not what was published: /secret/x", where="/secret/x"))
+
+    async def run():
+        one = worker(context(tmp_path, pool))
+        # Ready, though no record can be answered.
+        pool.ready = lambda: asyncio.sleep(0)
+        one.wake()
+        await finished(store, batch)
+        await one.close()
+
+    asyncio.run(run())
+    (row,) = rows(store, batch)
+    told = "the server's own files or settings are wrong; tell the operators"
+    assert row["error"] == f"no answer in {batch_worker.ATTEMPTS} attempts: {told}"
+    assert "/secret/x" in caplog.text

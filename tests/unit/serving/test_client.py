@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import io
+import json
 
 import httpx
 import pytest
@@ -145,3 +146,29 @@ def test_an_engine_in_the_process_answers_all_records_in_two_calls():
     found = asyncio.run(predictor.predict(records, Target(float("inf"))))
     assert [item.label for item in found] == ["yes"] * 40
     assert asked == [40, 40]
+
+
+def many(count):
+    told = [{"index": index, "id": str(index + 1), "label": "yes", "text": "Yes."} for index in range(count)]
+    return (200, {}, {**ANSWER, "predictions": told})
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, {}, {"error": {"message": "too many", "code": "limit_exceeded", "param": "sequences"}}),
+        (413, {}, {"error": {"message": "too large", "code": "body_too_large", "param": None}}),
+    ],
+)
+def test_a_server_that_takes_fewer_records_at_once_is_asked_for_fewer(monkeypatch, refusal):
+    requests = served(monkeypatch, refusal, refusal, many(5), many(5), many(5), many(5))
+    found = ask_server("http://here", "planted_promoter", [f"ACGT{'A' * n}" for n in range(20)])
+    assert [len(json.loads(request.content)["sequences"]) for request in requests] == [20, 10, 5, 5, 5, 5]
+    assert [item.index for item in found.predictions] == list(range(20))
+
+
+def test_a_record_that_is_refused_alone_is_not_asked_again(monkeypatch):
+    requests = served(monkeypatch, (413, {}, {"error": {"message": "too large", "param": None}}))
+    with pytest.raises(ConfigurationError, match="too large"):
+        ask_server("http://here", "planted_promoter", ["ACGT"])
+    assert len(requests) == 1

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from recorded_meters import recorded
 
-from polysome.config import ResourceError
-from polysome.inference.asynchronous import Delta
+from polysome.config import ConfigurationError, ResourceError
+from polysome.inference.asynchronous import Delta, Traced
 from polysome.inference.engine import Generation, Sampling
+from polysome.serving import app
 from polysome.serving.app import HandlePool
 from polysome.serving.calls import Overloaded, Target
+from polysome.serving.config import ServeConfig
 
 WHOLE = Generation("Yes.", 3, 2, "stop", (1, 2))
 
@@ -59,7 +62,7 @@ class Handle:
     def generate(self) -> Any:
         return SimpleNamespace(remote=self.remote)
 
-    stream = generate
+    stream = trace = generate
 
 
 def ask(handle: Handle, *, stream: bool) -> list[Delta]:
@@ -99,3 +102,29 @@ def test_a_stream_that_had_begun_is_not_begun_again() -> None:
     with pytest.raises(ResourceError, match="gone"):
         ask(handle, stream=True)
     assert handle.asked == 1
+
+
+def test_a_text_that_is_only_traced_counts_its_tokens() -> None:
+    async def trace(answer: tuple[int, ...]) -> None:
+        pool: Any = HandlePool(Handle(Traced((1, 2, 3), ("a", "b", "c"), (None, -1.0, -1.0), ((),) * 3)), "tiny")  # type: ignore[arg-type]
+        await pool.trace("abc", answer, 0, Target(time.time() + 10))
+
+    with recorded() as measured:
+        asyncio.run(trace(()))
+    assert measured == {"polysome_prompt_tokens_total": {("tiny", ""): [3]}}
+    with recorded() as measured:
+        # Its prompt was counted when the answer was generated.
+        asyncio.run(trace((3,)))
+    assert not measured
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 8001), ("0.0.0.0", 8000), (None, 8000)])
+def test_a_second_address_is_refused_before_anything_is_deployed(monkeypatch, host, port) -> None:
+    """Serve keeps the address of its first start, and `start` would wait at the other one for nothing."""
+    running = SimpleNamespace(http_config=SimpleNamespace(host=host, port=port))
+    monkeypatch.setattr(app, "check", lambda config: config)
+    monkeypatch.setattr(app.serve, "start", lambda **options: None)
+    monkeypatch.setattr(app.serve, "run", lambda *given, **options: pytest.fail("it was deployed"))
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda: running)
+    with pytest.raises(ConfigurationError, match=f"listens on {host}:{port} already, not on 127.0.0.1:8000"):
+        app.start(ServeConfig(model="unused"))

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from polysome.serving.calls import Overloaded
 from polysome.serving.config import Limits, ServeConfig
 from polysome.serving.context import Context
 from polysome.serving.gateway import create_api
+from polysome.serving.protocol import ApiError
 
 CHAT = {"model": "polysome", "messages": [{"role": "user", "content": "Is there a promoter?"}]}
 TEXT = {"model": "polysome", "prompt": "ACGT"}
@@ -53,6 +56,10 @@ def ask(pool: FakePool, path: str, body: dict[str, Any] | bytes | None = None, *
             return await client.post(path, content=content, headers={"content-type": "application/json"})
 
     return asyncio.run(call())
+
+
+LONG = "A" * CONFIG.limits.sequence_characters
+"""As long as one prompt may be."""
 
 
 def chat(pool: FakePool, **fields: Any) -> httpx.Response:
@@ -378,11 +385,48 @@ def test_scores_are_those_of_the_pool():
         ("text", {"logprobs": 0, "stream": True}, "unsupported", "logprobs"),
         ("text", {"echo": True, "stream": True}, "unsupported", "echo"),
         ("text", {"suffix": "x"}, "unknown_parameter", "suffix"),
+        ("text", {"prompt": ["A", LONG + "A"]}, "limit_exceeded", "prompt"),
+        ("chat", {"messages": [{"role": "user", "content": LONG}] * 2}, "limit_exceeded", "messages"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_its_name(path, fields, code, param):
     answer = (chat if path == "chat" else complete)(FakePool(), **fields)
     assert error(answer) == (404 if code == "model_not_found" else 400, code, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/embeddings", {"model": "polysome", "input": ["A", LONG + "A"]}, "input"),
+        ("/v1/score", {**CHAT, "choices": ["Yes.", LONG + "A"]}, "choices"),
+        ("/v1/score", {"messages": [{"role": "user", "content": LONG + "A"}], "choices": ["Yes."]}, "messages"),
+    ],
+)
+def test_what_is_longer_than_any_context_is_refused_before_the_engine_tokenizes_it(path, body, param):
+    pool = FakePool(context=2 * len(LONG))
+    assert error(ask(pool, path, body)) == (400, "limit_exceeded", param)
+    assert pool.calls == []
+    assert ask(pool, "/v1/embeddings", {"model": "polysome", "input": LONG}).status_code == 200
+
+
+def test_a_registry_is_read_outside_of_the_event_loop_and_within_the_deadline():
+    class Slow(OneAdapter):
+        def find(self, name: str) -> Published | None:
+            seen.append(threading.current_thread())
+            time.sleep(0.3 if name == "promoter" else 0)
+            return super().find(name)
+
+    async def call(model: str, seconds: float) -> str | None:
+        config = CONFIG.model_copy(update={"request_timeout_seconds": seconds})
+        of = Context(config, FakePool(), "0" * 16, registry=Slow())  # type: ignore[arg-type]
+        found = await of.target(model)
+        return found.adapter.id if found.adapter else None
+
+    seen: list[threading.Thread] = []
+    assert asyncio.run(call("promoter@2", 2)) == "promoter@2"
+    assert threading.current_thread() not in seen
+    with pytest.raises(ApiError, match=r"no answer within 0\.1 s"):
+        asyncio.run(call("promoter", 0.1))
 
 
 @pytest.mark.parametrize(

@@ -119,11 +119,14 @@ def test_evaluations_tell_their_headlines_and_those_that_cannot_be_read_say_why(
     results = json.dumps(evaluation().to_json())
     good = end_run(tmp_path, "evaluate", "good", results__json=results, report__html="<h1>Found</h1>")
     old = end_run(tmp_path, "evaluate", "old", results__json='{"format": 1, "tasks": []}')
+    empty = end_run(tmp_path, "evaluate", "empty")
     end_run(tmp_path, "train", "other")
     with pytest.raises(ValueError, match="ends"), start(str(tmp_path), "evaluate", "failed", {}):
         raise ValueError("it ends")
     told = {one["id"]: one for one in client(runs).get("/v1/evaluations").json()["data"]}
-    assert set(told) == {good, old}
+    assert set(told) == {good, old, empty}
+    assert empty in told[empty]["problem"]
+    assert str(tmp_path) not in told[empty]["problem"]
     assert told[good]["model"] == "demo/stage3"
     promoter, splice = told[good]["tasks"]
     assert (promoter["value"], promoter["ci_low"], promoter["ci_high"]) == (80.0, 70.0, 85.0)

@@ -7,13 +7,18 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from fake_pool import FakePool
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from recorded_meters import Measured, recorded
 
+from polysome.config import ResourceError
 from polysome.inference.asynchronous import Delta, Load
 from polysome.inference.engine import Generation
 from polysome.serving import metrics
+from polysome.serving.config import ServeConfig
+from polysome.serving.context import Context
+from polysome.serving.gateway import create_api
 
 
 @pytest.fixture
@@ -184,3 +189,19 @@ def test_refusals_count_by_reason(measured: Measured) -> None:
     for _ in range(2):
         metrics.rejected("rate")
     assert measured["polysome_rejected_total"] == {("rate",): [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"), [(ResourceError("gone"), "503"), (RuntimeError("broken"), "500"), (None, "200")]
+)
+def test_a_stream_that_broke_counts_as_its_error_says(measured: Measured, failure: Exception | None, code: str) -> None:
+    context = Context(ServeConfig(model="unused"), FakePool("Yes.", error=failure, pieces=2), "0" * 16)
+
+    async def call() -> None:
+        transport = httpx.ASGITransport(metrics.Requests(create_api(context)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            asked = {"model": "polysome", "prompt": "ACGT", "stream": True}
+            assert (await client.post("/v1/completions", json=asked)).status_code == 200
+
+    asyncio.run(call())
+    assert list(measured["polysome_requests_total"]) == [("polysome", "", "/v1/completions", code)]
