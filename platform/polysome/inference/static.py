@@ -100,12 +100,18 @@ class StaticEngine:
         self._put(answer)
         try:
             while True:
-                event = await told.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-                if event.generation is not None:
-                    return
+                events = [await told.get()]
+                while not told.empty():
+                    events.append(told.get_nowait())
+                # What was said while the caller was busy is one piece: to hand one on costs about as much as a token.
+                pieces = [event for event in events if isinstance(event, Delta)]
+                if pieces:
+                    yield Delta("".join(piece.text for piece in pieces), pieces[-1].generation)
+                    if pieces[-1].generation is not None:
+                        return
+                for event in events:
+                    if isinstance(event, Exception):
+                        raise event
         finally:
             answer.cancelled = True
 

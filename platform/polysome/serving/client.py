@@ -218,8 +218,10 @@ class _EnginePool:
         self._engine = engine
         self._waiting: list[tuple[Sampling | tuple[str, ...], Conversation, asyncio.Future[Any]]] = []
 
-    async def generate(self, prompt: Asked, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
-        """See `Pool.generate`."""
+    async def generate(
+        self, prompt: Asked, sampling: Sampling, target: Target, *, stream: bool = True
+    ) -> AsyncIterator[Delta]:
+        """See `Pool.generate`; always one piece."""
         generation: Generation = await self._asked(sampling, prompt)
         yield Delta(generation.text, generation)
 

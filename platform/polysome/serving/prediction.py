@@ -31,7 +31,9 @@ RawRecord = str | dict[str, str]
 class Backend(Protocol):
     """What of a `Pool` a prediction needs."""
 
-    def generate(self, prompt: Asked, sampling: Sampling, target: Target) -> AsyncIterator[Delta]:
+    def generate(
+        self, prompt: Asked, sampling: Sampling, target: Target, *, stream: bool = True
+    ) -> AsyncIterator[Delta]:
         """See `Pool.generate`."""
         ...
 
@@ -222,7 +224,7 @@ class Predictor:
         """
         assert self.spec.task is not None
         conversation = messages(self.prompt, question(self.spec, record.sequences))
-        asked = self.backend.generate(conversation, Sampling(self.max_new_tokens), target)
+        asked = self.backend.generate(conversation, Sampling(self.max_new_tokens), target, stream=False)
         odd = of_record(self.spec, record.raw, record.sequences, self.evidence.profiles)
         if self.closed is None:
             generation = await whole(asked)

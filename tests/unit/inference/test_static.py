@@ -242,3 +242,18 @@ def test_an_unload_waits_for_what_was_asked_before_it(adapters, run, model_folde
         assert done[:3] == own.generate(CHATS[:3], max_new_tokens=4)
 
     run(work)
+
+
+def test_what_is_said_while_the_caller_is_busy_is_one_piece(run):
+    async def slowly(engine: StaticEngine) -> None:
+        pieces = []
+        async for piece in engine.generate("ACGT", Sampling(16)):
+            pieces.append(piece)
+            await asyncio.sleep(0.3)
+        last = pieces[-1].generation
+        assert last is not None
+        assert last.completion_tokens == 16
+        assert "".join(piece.text for piece in pieces) == last.text
+        assert len(pieces) < 5
+
+    run(slowly)

@@ -26,7 +26,8 @@ class Told:
     def __init__(self, text="", sums=lambda texts: (0.0,) * len(texts)):
         self.text, self.sums, self.asked = text, sums, []
 
-    async def generate(self, prompt, sampling, target):
+    async def generate(self, prompt, sampling, target, *, stream=True):
+        assert not stream, "a prediction has no use for pieces, which cost"
         yield Delta(self.text, Generation(self.text, 1, 1, "stop"))
 
     async def score(self, prompt, texts, target):
@@ -141,7 +142,7 @@ def test_the_first_failure_ends_the_other_records_and_is_told_as_it_is():
     cancelled = []
 
     class Backend(Told):
-        async def generate(self, prompt, sampling, target):
+        async def generate(self, prompt, sampling, target, *, stream=True):
             if "GGGG" in prompt[-1]["content"]:
                 raise DataError("too long")
             try:
