@@ -28,6 +28,47 @@ log = logging.getLogger(__name__)
 
 _UNLOAD_AGAIN_SECONDS = 0.05
 
+_PIECE_SECONDS = 0.05
+"""Between two pieces of an answer."""
+
+
+class _Told:
+    """What the engine's thread says to the caller of one answer.
+
+    Handing a piece on costs the replica, the gateway and the proxy about as much as a step costs a row: the first and
+    the last are handed on at once, those between in intervals that no reader notices.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._pieces: list[Delta] = []
+        self._error: Exception | None = None
+        self._due = asyncio.Event()
+        self._again = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, event: Delta | Exception) -> None:
+        """Called in the loop."""
+        if isinstance(event, Exception):
+            self._error = event
+        else:
+            self._pieces.append(event)
+        if isinstance(event, Exception) or event.generation is not None or self.loop.time() >= self._again:
+            self._due.set()
+        elif self._timer is None:
+            self._timer = self.loop.call_at(self._again, self._due.set)
+
+    async def next(self) -> tuple[list[Delta], Exception | None]:
+        """What came since, once it is time."""
+        await self._due.wait()
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._again = self.loop.time() + _PIECE_SECONDS
+        pieces, self._pieces = self._pieces, []
+        return pieces, self._error
+
 
 @dataclass
 class _Answer:
@@ -36,7 +77,7 @@ class _Answer:
     prompt: Prompt
     sampling: Sampling
     adapter: str | None
-    tell: Callable[[Delta | Exception], None]
+    told: _Told
     pieces: Pieces
     row: Row | None = None
     cancelled: bool = False
@@ -89,29 +130,19 @@ class StaticEngine:
         self._thread.start()
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None) -> AsyncIterator[Delta]:
-        """See `AsyncEngine.generate`."""
-        loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-
-        def tell(event: Delta | Exception) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, event)
-
-        answer = _Answer(prompt, sampling, adapter, tell, Pieces(sampling.stop))
+        """See `AsyncEngine.generate`. What is said within a moment is one piece."""
+        told = _Told(asyncio.get_running_loop())
+        answer = _Answer(prompt, sampling, adapter, told, Pieces(sampling.stop))
         self._put(answer)
         try:
             while True:
-                events = [await told.get()]
-                while not told.empty():
-                    events.append(told.get_nowait())
-                # What was said while the caller was busy is one piece: to hand one on costs about as much as a token.
-                pieces = [event for event in events if isinstance(event, Delta)]
+                pieces, error = await told.next()
                 if pieces:
                     yield Delta("".join(piece.text for piece in pieces), pieces[-1].generation)
                     if pieces[-1].generation is not None:
                         return
-                for event in events:
-                    if isinstance(event, Exception):
-                        raise event
+                if error is not None:
+                    raise error
         finally:
             answer.cancelled = True
 
@@ -195,12 +226,10 @@ class StaticEngine:
             self._closed = True
             left = list(self._waiting)
             self._waiting.clear()
-        for answer in self._answers:
-            answer.tell(_ended(self._failure))
-        for request in (*self._begun, *left):
-            if isinstance(request, _Answer):
-                request.tell(_ended(self._failure))
-            elif not request.future.done():
+        requests: list[_Answer | _Score | _Work] = [*self._answers, *self._begun, *left]
+        self._tell([(one, _ended(self._failure)) for one in requests if isinstance(one, _Answer)])
+        for request in requests:
+            if not isinstance(request, _Answer) and not request.future.done():
                 request.future.set_exception(_ended(self._failure))
 
     def _take_in(self) -> bool:
@@ -285,7 +314,7 @@ class StaticEngine:
                     answer.row.adapter = answer.adapter
                 shares = self._shares(answer)
             except Exception as error:
-                answer.tell(error)
+                self._tell([(answer, error)])
                 continue
             if not shares or back:
                 back.append(answer)
@@ -327,31 +356,42 @@ class StaticEngine:
                     )
                 )
                 torch.cuda.empty_cache()
+        said = []
         open_answers = []
         for answer in self._answers:
             assert answer.row is not None
             if answer.cancelled:
                 continue
-            if self._tell(answer, answer.row):
+            if event := self._news_of(answer, answer.row):
+                said.append((answer, event))
+            if not answer.row.done:
                 open_answers.append(answer)
         self._answers = open_answers
+        self._tell(said)
 
-    def _tell(self, answer: _Answer, row: Row) -> bool:
-        """Tell what a step added; whether more will come."""
+    def _news_of(self, answer: _Answer, row: Row) -> Delta | Exception | None:
+        """What a step added to an answer."""
         text = self._engine.decoder.text(row.answer)
         if not row.done:
-            if piece := answer.pieces.push(text):
-                answer.tell(Delta(piece))
-            return True
+            piece = answer.pieces.push(text)
+            return Delta(piece) if piece else None
         try:
-            answer.tell(Delta(answer.pieces.finish(text), self._engine.generation(row)))
+            return Delta(answer.pieces.finish(text), self._engine.generation(row))
         except PolysomeError as error:
-            answer.tell(error)
-        return False
+            return error
+
+    def _tell(self, said: Sequence[tuple[_Answer, Delta | Exception]]) -> None:
+        """Hand on to the callers, all at once: each call into another thread's loop wakes it."""
+
+        def hand_on() -> None:
+            for answer, event in said:
+                answer.told.put(event)
+
+        if said:
+            said[0][0].told.loop.call_soon_threadsafe(hand_on)
 
     def _give_up(self, error: PolysomeError) -> None:
-        for answer in self._answers:
-            answer.tell(error)
+        self._tell([(answer, error) for answer in self._answers])
         self._answers = []
         self._running = Running(self._engine.decoder)
 
