@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from typing import Any
 
 import httpx
 import uvicorn
+
+
+def hear_interrupts() -> None:
+    """In a child before it begins (`preexec_fn`): let Ctrl-C end it, also where the tests run with SIGINT ignored, as
+    shells do for what they start in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def round_robin(upstreams: list[str]) -> Any:

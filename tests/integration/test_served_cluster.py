@@ -14,6 +14,7 @@ import pytest
 from head import ROOT, Cluster, Head, eventually, kill_node, running_head
 from ports import free_port
 from prepared import write_prepared
+from servers import hear_interrupts
 
 from polysome.inference.batch import BatchEngine
 
@@ -32,7 +33,9 @@ def serve(head: Head, folder: Path, **settings: Any) -> Iterator[httpx.Client]:
     command = [sys.executable, "-m", "polysome.cli", "serve", str(recipe), "--json"]
     log = folder / "serve.log"
     with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output)
+        server = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=output, stderr=output, preexec_fn=hear_interrupts
+        )
     try:
         eventually(lambda: '"url"' in log.read_text() or server.poll() is not None)
         assert server.poll() is None, log.read_text()

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from ports import free_port
+from servers import hear_interrupts
 
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.inference.batch import BatchEngine
@@ -259,7 +260,12 @@ def test_the_serve_command_serves_until_it_is_told_to_end(model_folder, tmp_path
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "polysome.cli", "serve", model_folder, "--port", str(port), "--json"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=hear_interrupts,
     ) as server:
         try:
             assert server.stdout is not None
