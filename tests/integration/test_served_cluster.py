@@ -72,7 +72,7 @@ def test_endpoint_and_registry_tell_the_truth_when_a_node_is_lost(tmp_path_facto
             assert ask(client) == (200, own.text)
 
             def submit() -> str:
-                sent = client.post("/v1/jobs", json={"recipe": "tiny", "parameters": {"data": data, "epochs": 60}})
+                sent = client.post("/v1/jobs", json={"recipe": "tiny", "parameters": {"data": data, "epochs": 40}})
                 assert sent.status_code == 200, sent.text
                 return str(sent.json()["id"])
 

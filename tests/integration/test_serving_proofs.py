@@ -285,19 +285,21 @@ def test_a_caller_that_goes_away_frees_its_place(served):
                 if '"content"' in line:
                     return
 
+    async def seconds(session: httpx.AsyncClient) -> float:
+        await asyncio.gather(*(leave(session, seed) for seed in range(8)))
+        began = time.monotonic()
+        asked = [session.post("/v1/chat/completions", json=body(max_tokens=2)) for _ in range(4)]
+        answers = await asyncio.gather(*asked)
+        assert [answer.status_code for answer in answers] == [200] * 4
+        return time.monotonic() - began
+
     async def work() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=60) as session:
-            await asyncio.gather(*(leave(session, seed) for seed in range(8)))
-            began = time.monotonic()
-            answers = await asyncio.gather(
-                *(session.post("/v1/chat/completions", json=body(max_tokens=2)) for _ in range(4))
-            )
-            freed = time.monotonic() - began
-            whole = await session.post("/v1/chat/completions", json=body(max_tokens=3500, temperature=1.0, seed=0))
-            full = time.monotonic() - began - freed
-        assert [answer.status_code for answer in answers] == [200] * 4
-        assert whole.status_code == 200
-        assert freed < max(1.0, full / 2), (freed, full)
+            freed = []
+            # What else the machine does may only add to it.
+            while not freed or (min(freed) >= 1.0 and len(freed) < 4):
+                freed.append(await seconds(session))
+        assert min(freed) < 1.0, freed
 
     within(work)
 

@@ -6,6 +6,7 @@ import shutil
 import struct
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -335,8 +336,12 @@ class Killer:
                 return
 
     def _workers(self) -> list[psutil.Process]:
-        below = psutil.Process().children(recursive=True)
-        return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def _being_written(self) -> str:
         newest = max((self._folder / "checkpoints").iterdir())
