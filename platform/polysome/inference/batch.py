@@ -339,6 +339,7 @@ def asking(model: Any, *, attention: str = "sdpa") -> Iterator[None]:
     eager = torch.compiler.set_stance("force_eager") if model._compiled_call_impl is not None else nullcontext()
     model.eval()
     model.set_attn_implementation(attention)
+    read_by_length(model)
     try:
         with eager:
             yield

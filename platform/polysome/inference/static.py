@@ -28,8 +28,11 @@ log = logging.getLogger(__name__)
 
 _UNLOAD_AGAIN_SECONDS = 0.05
 
-_PIECE_SECONDS = 0.05
-"""Between two pieces of an answer."""
+_PIECE_SECONDS, _BUSY_PIECE_SECONDS = 0.05, 0.2
+"""Between two pieces of an answer: where few are given at once, and where many are."""
+
+_PIECES_PER_SECOND = 160
+"""Of all answers together, where that does not make the pieces come later than `_BUSY_PIECE_SECONDS`."""
 
 
 class _Told:
@@ -58,14 +61,15 @@ class _Told:
         elif self._timer is None:
             self._timer = self.loop.call_at(self._again, self._due.set)
 
-    async def next(self) -> tuple[list[Delta], Exception | None]:
-        """What came since, once it is time."""
+    async def next(self, answers: Callable[[], int]) -> tuple[list[Delta], Exception | None]:
+        """What came since, once it is time; `answers` tells how many are given at once."""
         await self._due.wait()
         self._due.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._again = self.loop.time() + _PIECE_SECONDS
+        interval = min(_BUSY_PIECE_SECONDS, max(_PIECE_SECONDS, answers() / _PIECES_PER_SECOND))
+        self._again = self.loop.time() + interval
         pieces, self._pieces = self._pieces, []
         return pieces, self._error
 
@@ -136,7 +140,7 @@ class StaticEngine:
         self._put(answer)
         try:
             while True:
-                pieces, error = await told.next()
+                pieces, error = await told.next(lambda: len(self._answers))
                 if pieces:
                     yield Delta("".join(piece.text for piece in pieces), pieces[-1].generation)
                     if pieces[-1].generation is not None:
