@@ -19,7 +19,6 @@ from polysome.inference.decoding import Decoder, Row
 from polysome.inference.engine import Generation, Pool, Prompt, Sampling, Scores, check_choices
 from polysome.inference.folder import require_adapter_folder, require_model_folder
 from polysome.inference.forward import Forward, batches
-from polysome.inference.places import read_by_length
 from polysome.inference.scoring import Scorer
 from polysome.inference.text import Pieces, cut
 from polysome.models import vocabulary
@@ -39,7 +38,7 @@ class BatchEngine:
     """An Engine for one Hugging Face folder: safetensors only, no remote code, the dtype that the weights are saved in.
 
     Conversations are sorted by length, cut into left-padded batches of a token budget, and decoded together: prompts of
-    like lengths are read together first, and rows that ended leave the batch as soon as half of it has. Greedy answers
+    like lengths are read together first, and rows that ended leave the batch. Greedy answers
     equal those of `model.generate` one by one. A `score` computes the prompt once, and once what choices have in common
     (`polysome.inference.trie`), where the architecture allows it: few choices in one forward pass, many in parts. A
     batch that the device has no memory for is halved; a question that does not fit by itself is a DataError.
@@ -84,7 +83,6 @@ class BatchEngine:
         model: Any = load_weights(folder, where=path, dtype="auto", local_files_only=True)
         if brings_tokenizer and (added := vocabulary.new_rows(tokenizer, folder)):
             vocabulary.grow(model, added)
-        read_by_length(model)
         self._take(model.to(device).eval(), tokenizer, max_batch_tokens, where=path)
         if adapter is not None:
             self.load_adapter(adapter, name=ADAPTER)
@@ -339,7 +337,6 @@ def asking(model: Any, *, attention: str = "sdpa") -> Iterator[None]:
     eager = torch.compiler.set_stance("force_eager") if model._compiled_call_impl is not None else nullcontext()
     model.eval()
     model.set_attn_implementation(attention)
-    read_by_length(model)
     try:
         with eager:
             yield

@@ -11,7 +11,7 @@ import torch
 
 from polysome.config import DataError
 from polysome.inference.adapters import Adapters
-from polysome.inference.places import obstacle
+from polysome.inference.places import obstacle, read_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,14 @@ class Forward:
     @cached_property
     def has_places(self) -> bool:
         """Whether each row of a batch can have a place of its own in the cache, see `Places`."""
-        return self.plain_cache and obstacle(self) is None
+        if not self.plain_cache:
+            return False
+        read_by_length(self.model)
+        why = obstacle(self)
+        if why is not None:
+            kind = self.model.config.model_type
+            logger.warning("answers of %s models wait for a batch to end, or are batched by length: %s", kind, why)
+        return why is None
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and attention mask, int64 [rows, longest], padded on the left."""

@@ -24,10 +24,9 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer.encode(prompt))
     if isinstance(prompt, tuple):
-        if not all(0 <= token < len(tokenizer) for token in prompt):
-            raise DataError(
-                f"a token id is none of the vocabulary's {len(tokenizer)}", fix="use the tokenizer of this model"
-            )
+        size = len(tokenizer)  # Counted anew at every call: once, not for each id.
+        if not all(0 <= token < size for token in prompt):
+            raise DataError(f"a token id is none of the vocabulary's {size}", fix="use the tokenizer of this model")
         return list(prompt)
     if not prompt:
         raise DataError("the conversation is empty", fix="give it a message of the user")

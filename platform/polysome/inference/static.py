@@ -35,45 +35,6 @@ _PIECES_PER_SECOND = 160
 """Of all answers together, where that does not make the pieces come later than `_BUSY_PIECE_SECONDS`."""
 
 
-class _Told:
-    """What the engine's thread says to the caller of one answer.
-
-    Handing a piece on costs the replica, the gateway and the proxy about as much as a step costs a row: the first and
-    the last are handed on at once, those between in intervals that no reader notices.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._pieces: list[Delta] = []
-        self._error: Exception | None = None
-        self._due = asyncio.Event()
-        self._again = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def put(self, event: Delta | Exception) -> None:
-        """Called in the loop."""
-        if isinstance(event, Exception):
-            self._error = event
-        else:
-            self._pieces.append(event)
-        if isinstance(event, Exception) or event.generation is not None or self.loop.time() >= self._again:
-            self._due.set()
-        elif self._timer is None:
-            self._timer = self.loop.call_at(self._again, self._due.set)
-
-    async def next(self, answers: Callable[[], int]) -> tuple[list[Delta], Exception | None]:
-        """What came since, once it is time; `answers` tells how many are given at once."""
-        await self._due.wait()
-        self._due.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        interval = min(_BUSY_PIECE_SECONDS, max(_PIECE_SECONDS, answers() / _PIECES_PER_SECOND))
-        self._again = self.loop.time() + interval
-        pieces, self._pieces = self._pieces, []
-        return pieces, self._error
-
-
 @dataclass
 class _Answer:
     """A request for text."""
@@ -81,10 +42,13 @@ class _Answer:
     prompt: Prompt
     sampling: Sampling
     adapter: str | None
-    told: _Told
+    loop: asyncio.AbstractEventLoop
     pieces: Pieces
+    told: asyncio.Queue[Delta | Exception] = field(default_factory=asyncio.Queue)
     row: Row | None = None
     cancelled: bool = False
+    due: float = 0.0
+    """When a piece may be told again."""
     since: float = field(default_factory=time.monotonic)
 
 
@@ -134,19 +98,21 @@ class StaticEngine:
         self._thread.start()
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, adapter: str | None = None) -> AsyncIterator[Delta]:
-        """See `AsyncEngine.generate`. What is said within a moment is one piece."""
-        told = _Told(asyncio.get_running_loop())
-        answer = _Answer(prompt, sampling, adapter, told, Pieces(sampling.stop))
+        """See `AsyncEngine.generate`.
+
+        Handing a piece on costs the replica, the gateway and the proxy about as much as a step costs a row: the first
+        and the last are told at once, those between in intervals that no reader notices.
+        """
+        answer = _Answer(prompt, sampling, adapter, asyncio.get_running_loop(), Pieces(sampling.stop))
         self._put(answer)
         try:
             while True:
-                pieces, error = await told.next(lambda: len(self._answers))
-                if pieces:
-                    yield Delta("".join(piece.text for piece in pieces), pieces[-1].generation)
-                    if pieces[-1].generation is not None:
-                        return
-                if error is not None:
-                    raise error
+                event = await answer.told.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.generation is not None:
+                    return
         finally:
             answer.cancelled = True
 
@@ -231,10 +197,10 @@ class StaticEngine:
             left = list(self._waiting)
             self._waiting.clear()
         requests: list[_Answer | _Score | _Work] = [*self._answers, *self._begun, *left]
-        self._tell([(one, _ended(self._failure)) for one in requests if isinstance(one, _Answer)])
         for request in requests:
             if not isinstance(request, _Answer) and not request.future.done():
                 request.future.set_exception(_ended(self._failure))
+        self._tell([(one, _ended(self._failure)) for one in requests if isinstance(one, _Answer)])
 
     def _take_in(self) -> bool:
         """Begin what waits, as far as there is room; False when the engine is closed."""
@@ -360,21 +326,28 @@ class StaticEngine:
                     )
                 )
                 torch.cuda.empty_cache()
-        said = []
+        said: list[tuple[_Answer, Delta | Exception]] = []
         open_answers = []
+        now = time.monotonic()
+        interval = min(_BUSY_PIECE_SECONDS, max(_PIECE_SECONDS, len(self._answers) / _PIECES_PER_SECOND))
         for answer in self._answers:
             assert answer.row is not None
             if answer.cancelled:
+                # Also where the caller left during this step: nobody else would stop the row.
+                answer.row.stopped = True
                 continue
-            if event := self._news_of(answer, answer.row):
-                said.append((answer, event))
             if not answer.row.done:
                 open_answers.append(answer)
+                if now < answer.due:
+                    continue
+                answer.due = now + interval
+            if event := self._news_of(answer, answer.row):
+                said.append((answer, event))
         self._answers = open_answers
         self._tell(said)
 
     def _news_of(self, answer: _Answer, row: Row) -> Delta | Exception | None:
-        """What a step added to an answer."""
+        """What was added to an answer since."""
         text = self._engine.decoder.text(row.answer)
         if not row.done:
             piece = answer.pieces.push(text)
@@ -385,19 +358,25 @@ class StaticEngine:
             return error
 
     def _tell(self, said: Sequence[tuple[_Answer, Delta | Exception]]) -> None:
-        """Hand on to the callers, all at once: each call into another thread's loop wakes it."""
-
-        def hand_on() -> None:
-            for answer, event in said:
-                answer.told.put(event)
-
-        if said:
-            said[0][0].told.loop.call_soon_threadsafe(hand_on)
+        """Hand on to the callers, of each loop all at once: every call into another thread's loop wakes it."""
+        for loop in {answer.loop for answer, _ in said}:
+            news = [(answer.told, event) for answer, event in said if answer.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_put_all, news)
+            except RuntimeError:
+                # The callers are gone with their loop.
+                if not loop.is_closed():
+                    raise
 
     def _give_up(self, error: PolysomeError) -> None:
         self._tell([(answer, error) for answer in self._answers])
         self._answers = []
         self._running = Running(self._engine.decoder)
+
+
+def _put_all(news: Sequence[tuple[asyncio.Queue[Delta | Exception], Delta | Exception]]) -> None:
+    for told, event in news:
+        told.put_nowait(event)
 
 
 def _settle(futures: Sequence[Future[Any]], work: Callable[[], Sequence[Any]]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from polysome.config import ConfigurationError, validate
+from polysome.config import ConfigurationError, DataError, validate
 from polysome.operations.layers import read_layers
 from polysome.operations.parameters import Offer
 from polysome.operations.runtime import require_checkout
@@ -85,7 +85,12 @@ class GatewayJobs:
         chosen = self._recipes[recipe]
         overrides = chosen.offer.overrides(parameters, where=f"parameters of {recipe}")
         path = str(require_checkout() / chosen.path)
-        return self._jobs.submit(describe(path, overrides, runs_root=self._runs_root, team=team, user=user))
+        try:
+            described = describe(path, overrides, runs_root=self._runs_root, team=team, user=user)
+        except (ConfigurationError, DataError) as error:
+            # Values that do not go together: the caller's to mend, whatever file the recipe's own check names.
+            raise ConfigurationError(error.what, where=f"parameters of {recipe}", fix=error.fix) from error
+        return self._jobs.submit(described)
 
     def list(self, *, team: str | None) -> list[JobStatus]:
         """See `Jobs.list`."""

@@ -108,6 +108,9 @@ class JobsClient:
             # The Jobs API has whole logs alone; that of Ray's state reads the last lines where the file lies.
             asked = {"node_id": node, "submission_id": job, "lines": tail}
             answer = self._client._do_request("GET", "/api/v0/logs/file", params=asked)
+            if answer.status_code != 200 and "Could not find a log file" in answer.text:
+                # It has a node, and has written nothing yet.
+                return ""
             if answer.status_code != 200:
                 raise ResourceError(
                     f"the log of {job} cannot be read: {answer.text.strip()[:500]}",

@@ -132,7 +132,12 @@ class Worker:
 
     def _leave(self, batch_id: str) -> None:
         self.store.release(batch_id, self.owner)
-        if self.store.read(batch_id) is None:
+        try:
+            removed = self.store.read(batch_id) is None
+        except (DataError, ConfigurationError) as error:
+            log.warning("batch %s was left, its record is damaged: %s", batch_id, error)
+            return
+        if removed:
             # Removed while an answer was being written.
             self.store.delete(batch_id)
 

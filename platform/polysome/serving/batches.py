@@ -93,7 +93,8 @@ class Batches:
 
     def __init__(self, folder: str) -> None:
         self._folder = absolute(folder)
-        self._damaged: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        """Problems that a warning has told of."""
 
     def create(
         self, content: IO[bytes], spec: Dataset, model: str, team: str, *, most: int, chunk: int = CHUNK
@@ -207,9 +208,10 @@ class Batches:
         try:
             return self.read(batch_id)
         except (DataError, ConfigurationError, OSError) as error:
-            if batch_id not in self._damaged:
+            problem = (batch_id, type(error).__name__)
+            if problem not in self._told:
                 log.warning("batch %s is left out, its record cannot be read: %s", batch_id, error)
-            self._damaged.add(batch_id)
+            self._told.add(problem)
             return None
 
     def lease(self, batch_id: str) -> Lease | None:

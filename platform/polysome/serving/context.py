@@ -16,7 +16,7 @@ from polysome.serving.metrics import name_target
 from polysome.serving.protocol import ApiError
 
 if TYPE_CHECKING:
-    from polysome.serving.adapters import Registry
+    from polysome.serving.adapters import Published, Registry
     from polysome.serving.jobs_api import Jobs
     from polysome.serving.reports_api import Runs
 
@@ -40,6 +40,7 @@ class Context:
     max_model_len: int | None = None
     """Tokens of prompt and answer together; None where the model's folder does not tell."""
     created: int = field(default_factory=lambda: int(time.time()))
+    _finding: dict[str, asyncio.Future[Published | None]] = field(default_factory=dict)
 
     @cached_property
     def bulk(self) -> Pool:
@@ -61,12 +62,19 @@ class Context:
             return Target(deadline)
         adapter = None
         if self.registry is not None:
-            # It reads files.
-            adapter = await self.within(Target(deadline), asyncio.to_thread(self.registry.find, model))
+            adapter = await self.within(Target(deadline), asyncio.shield(self._find(self.registry, model)))
         if adapter is None:
             raise ApiError(404, f"no model {model!r}; GET /v1/models lists them", code="model_not_found", param="model")
         name_target(self.config.name, adapter.id)
         return Target(deadline, adapter)
+
+    def _find(self, registry: Registry, model: str) -> asyncio.Future[Published | None]:
+        """What a registry finds, in a thread as it reads files; requests for the same at once share one reading."""
+        if model not in self._finding:
+            finding = asyncio.ensure_future(asyncio.to_thread(registry.find, model))
+            self._finding[model] = finding
+            finding.add_done_callback(lambda _: self._finding.pop(model, None))
+        return self._finding[model]
 
     def model_id(self, target: Target) -> str:
         """Of what answers, as `/v1/models` lists it: the base's name, or `ADAPTER@VERSION`."""

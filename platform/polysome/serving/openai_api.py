@@ -148,6 +148,9 @@ def router(context: Context) -> APIRouter:
         for text in texts:
             if isinstance(text, str):
                 at_most_characters(param, [text], limits.sequence_characters)
+            elif isinstance(text, tuple):
+                # Of a token at least a character.
+                at_most(param, len(text), limits.sequence_characters)
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:

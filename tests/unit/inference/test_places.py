@@ -54,17 +54,17 @@ def test_rows_of_all_lengths_come_and_go_and_say_what_they_say_alone(engine, mon
     running = Running(engine.decoder)
     rows = [turn(engine, *one) for one in asked]
     coming = list(rows)
-    step = 0
+    step = most = 0
     while coming or running.open:
         if coming and step % 2 == 0:
             running.join([coming.pop(0)])
         running.step()
         step += 1
-        open_rows = [row for row in running.rows if not row.done]
         assert isinstance(running._cache, Places)
         assert running._cache.lengths == [len(row.prompt) + len(row.answer) - 1 for row in running.rows]
-        assert len(running._cache._layers[0].keys) <= 8
-        assert len(open_rows) <= len(running.rows)
+        room = len(running._cache._layers[0].keys)
+        assert len(running.rows) <= room <= max(most, len(running.rows)) * 1.25
+        most = max(most, len(running.rows))
     layers = len(running._cache._layers)
     assert len(calls) > layers * step, "all rows were read at once"
     calls.clear()
@@ -90,7 +90,10 @@ def test_a_row_of_no_numbers_harms_nobody_who_comes_after_it(engine):
     assert late.answer == alone(engine, 4, 9)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("llama", True), ("bloom", True), ("mistral, window 24", False)])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("llama", True), ("gpt2", True), ("bloom", True), ("mistral, window 24", False), ("gpt_neo", False)],
+)
 def test_places_are_for_architectures_that_agree_with_plain_passes(tmp_path: Path, kind: str, expected: bool):
     forward = BatchEngine(build_model(tmp_path, kind)).decoder.forward
     assert forward.has_places == expected

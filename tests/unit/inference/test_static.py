@@ -257,3 +257,39 @@ def test_what_is_said_while_the_caller_is_busy_is_one_piece(run):
         assert len(pieces) < 5
 
     run(slowly)
+
+
+def test_a_caller_who_leaves_during_a_step_leaves_no_row_behind(run):
+    """Its row would hold a place to the end, and ask for an adapter that may be unloaded meanwhile."""
+
+    async def work(engine: StaticEngine) -> None:
+        step = engine._running.step
+
+        def leaving() -> None:
+            step()
+            for one in engine._answers:
+                one.cancelled = True
+
+        engine._running.step = leaving  # type: ignore[method-assign]
+        left = asyncio.ensure_future(answer(engine, "ACGT", Sampling(80)))
+        until = asyncio.get_running_loop().time() + 30
+        while not engine._running.rows and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.001)
+        assert engine._running.rows
+        while engine._running.open and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.001)
+        assert len(engine._running.rows[0].answer) < 80
+        left.cancel()
+
+    run(work)
+
+
+def test_callers_whose_loop_is_gone_harm_nobody(model_folder):
+    engine = StaticEngine(BatchEngine(model_folder), max_batch_size=4, batch_wait_seconds=0.005)
+
+    async def leave() -> None:
+        await anext(engine.generate("ACGT", Sampling(60)))
+
+    asyncio.run(leave())
+    assert asyncio.run(answer(engine, "ACGT", Sampling(3))).completion_tokens == 3
+    asyncio.run(engine.close())

@@ -33,6 +33,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_positions": CONTEXT,
         "initializer_range": 0.5,
     },
+    # Its window counts from the end of the longest row of a batch.
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        "hidden_size": 32,
+        "num_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "num_heads": 4,
+        "window_size": 24,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.5,
+    },
     # Takes no position ids.
     "bloom": {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.5},
 }
