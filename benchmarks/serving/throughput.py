@@ -3,10 +3,10 @@
     python benchmarks/serving/throughput.py --peer-python PEERS/bin/python [--quick]
 
 Sixteen clients ask the same questions of every server, streamed and greedy, one after another each; all must get equal
-texts but for one in a hundred, where two tokens are equally likely to a rounding error, which differs with what shares
-a batch. Every server has the machine for itself, computes on one thread, and starts anew in every round. `--peer-python` is
-the interpreter of an environment with `transformers serve` (README.md says how to make it); without it Polysome's
-engines are compared with each other and nothing is written. Writes `benchmarks/serving/results/throughput.json`.
+texts but for one in a hundred, as what shares a batch decides how it rounds, and two tokens may be as likely. Every
+server has the machine for itself, computes on one thread, and starts anew in every round. `--peer-python` is the
+interpreter of an environment with `transformers serve` (README.md says how to make it); without it Polysome's engines
+are compared with each other and nothing is written. Writes `benchmarks/serving/results/throughput.json`.
 """
 
 import argparse
