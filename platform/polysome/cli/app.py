@@ -146,7 +146,8 @@ def _serve(config: Any, as_json: bool) -> None:
             screen = console()
             screen.print(f"[bold]{served.name}[/] is served at [bold]{url}[/]; Ctrl-C ends it")
             path, body = _example_request(served)
-            command = f"curl -s {url}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+            key = ' -H "Authorization: Bearer $POLYSOME_API_KEY"' if served.keys else ""
+            command = f"curl -s {url}{path}{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
             screen.print(command, markup=False, soft_wrap=True)
             next_step(f"polysome predict --url {url} --task TASK SEQUENCE")
         sys.stdout.flush()

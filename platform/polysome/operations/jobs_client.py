@@ -79,7 +79,7 @@ class JobsClient:
                     raise ResourceError(
                         f"the cluster at {self.address} has no node that can take a job",
                         where=self.address,
-                        fix="look at its nodes",
+                        fix="look at its nodes; a second Ray on a machine needs its own --dashboard-agent-listen-port",
                     ) from error
                 log.info("the cluster is still starting; asking again in %.1f s", pause)
             time.sleep(pause)

@@ -143,7 +143,9 @@ class _Known:
         if self.attempt is not None and self.attempt.error:
             return self.attempt.error
         if self.state == "failed":
-            return str(self.job.message or "").partition("\n")[0]
+            # Ray's first line says that it failed, and its last lines are the job's own.
+            lines = [line for line in str(self.job.message or "").splitlines() if line.strip()] or [""]
+            return lines[-1].strip() if "last available logs" in lines[0] else lines[0]
         if self.state == "running" and self.record and self.record.job == "pipeline":
             return ", ".join(step.id for _, step in runs.list_steps(self.folder) if step.status == "running")
         return ""

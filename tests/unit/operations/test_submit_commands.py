@@ -270,3 +270,13 @@ def test_a_token_that_others_may_read_is_not_used(tmp_path, monkeypatch):
     token.chmod(0o600)
     with pytest.raises(ResourceError, match="no Ray cluster answers"):
         JobsClient("http://127.0.0.1:1")
+
+
+def test_a_failure_is_told_by_the_last_line_of_the_job(tmp_path):
+    lines = [
+        "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):",
+        "Traceback",
+    ]
+    message = "\n".join([*lines, "ModuleNotFoundError: No module named 'typer'", ""])
+    jobs = cluster(details("r.1", "FAILED", submission(tmp_path).metadata(), message))
+    assert jobs.status("r").message == "ModuleNotFoundError: No module named 'typer'"
