@@ -77,7 +77,8 @@ def main() -> int:
         return 0
     content = {
         "benchmark": "tokens per second of a served model",
-        "command": "python benchmarks/serving/throughput.py --peer-python PEERS/bin/python",
+        "command": f"python benchmarks/serving/throughput.py --engines {' '.join(options.engines)} "
+        "--peer-python PEERS/bin/python",
         **subject.described(),
         "versions_of_the_peer": servers.peer_versions(options.peer_python),
         "clients": CLIENTS,

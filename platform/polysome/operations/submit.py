@@ -140,6 +140,9 @@ class _Known:
         return row["update"] / row["updates"] if row else None
 
     def _message(self) -> str:
+        if self.state == "stopped":
+            # The interrupt that ended it is no failure.
+            return ""
         if self.attempt is not None and self.attempt.error:
             return self.attempt.error
         if self.state == "failed":

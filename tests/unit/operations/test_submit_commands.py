@@ -131,6 +131,12 @@ def test_a_job_stands_as_ray_and_its_record_say_together(tmp_path, monkeypatch, 
         assert status.message == ("ValueError: no" if run else "could not start")
 
 
+def test_the_interrupt_that_stopped_a_job_is_no_failure(tmp_path, monkeypatch):
+    record(tmp_path, "r", "r.1", "failed", monkeypatch)
+    stopped = cluster(details("r.1", "STOPPED", submission(tmp_path).metadata())).status("r")
+    assert (stopped.status, stopped.message) == ("stopped", "")
+
+
 def test_the_newest_attempt_counts_and_the_record_of_an_earlier_one_says_nothing_about_it(tmp_path, monkeypatch):
     record(tmp_path, "r", "r.1", "failed", monkeypatch)
     metadata = submission(tmp_path).metadata()
