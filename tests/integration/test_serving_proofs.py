@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 from ports import free_port
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from served_model import write_llama
+from transformers import AutoModelForCausalLM
 
 from polysome.inference.batch import BatchEngine
 from polysome.models.trainability import Rule, apply
@@ -34,25 +35,8 @@ NAME = "proved"
 @pytest.fixture(scope="module")
 def model_folder(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Llama that hardly ever ends its turn, so that long answers are long."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     folder = tmp_path_factory.mktemp("proved") / "export"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return write_llama(folder, tiny_tokenizer, max_position_embeddings=CONTEXT, initializer_range=0.5)
 
 
 def lora(base: str, folder: Path, seed: int) -> str:

@@ -101,17 +101,17 @@ class JobsClient:
         with self._told():
             if tail is None:
                 return str(self._client.get_job_logs(job))
-            node = self._client.get_job_info(job).driver_node_id
-            if node is None:
+            info = self._client.get_job_info(job)
+            if info.driver_node_id is None:
                 # It has not begun.
                 return ""
             # The Jobs API has whole logs alone; that of Ray's state reads the last lines where the file lies.
-            asked = {"node_id": node, "submission_id": job, "lines": tail}
+            asked = {"node_id": info.driver_node_id, "submission_id": job, "lines": tail}
             answer = self._client._do_request("GET", "/api/v0/logs/file", params=asked)
-            if answer.status_code != 200 and "Could not find a log file" in answer.text:
-                # It has a node, and has written nothing yet.
-                return ""
             if answer.status_code != 200:
+                if "Could not find a log file" in answer.text and not info.status.is_terminal():
+                    # It has a node, and has written nothing yet.
+                    return ""
                 raise ResourceError(
                     f"the log of {job} cannot be read: {answer.text.strip()[:500]}",
                     where=self.address,

@@ -149,19 +149,21 @@ def test_the_newest_attempt_counts_and_the_record_of_an_earlier_one_says_nothing
 class Dashboard:
     """What of Ray's own client a log is asked of."""
 
-    def __init__(self, status: int = 200, node: str | None = "n1") -> None:
-        self.status, self.node, self.asked = status, node, []
+    def __init__(
+        self, status: int = 200, node: str | None = "n1", *, text: str = "no such node\n", job: str = "RUNNING"
+    ) -> None:
+        self.status, self.node, self.text, self.job, self.asked = status, node, text, JobStatus(job), []
 
     def get_job_logs(self, job: str) -> str:
         return "all"
 
     def get_job_info(self, job: str) -> Any:
-        return SimpleNamespace(driver_node_id=self.node)
+        return SimpleNamespace(driver_node_id=self.node, status=self.job)
 
     def _do_request(self, method: str, path: str, **rest: Any) -> Any:
         self.asked.append((method, path, rest["params"]))
         content = "zwölf\n".encode()
-        return SimpleNamespace(status_code=self.status, content=content, text="no such node\n")
+        return SimpleNamespace(status_code=self.status, content=content, text=self.text)
 
 
 def jobs_client(dashboard: Dashboard) -> JobsClient:
@@ -179,6 +181,11 @@ def test_of_a_log_only_the_lines_that_are_asked_for_travel():
     assert jobs_client(Dashboard(node=None)).log("r.1", tail=7) == ""
     with pytest.raises(ResourceError, match="no such node"):
         jobs_client(Dashboard(500)).log("r.1", tail=7)
+    missing = "Could not find a log file. Please make sure the given option exists"
+    assert jobs_client(Dashboard(500, text=missing)).log("r.1", tail=7) == ""
+    assert jobs_client(Dashboard(text=missing)).log("r.1", tail=7) == "zwölf\n"
+    with pytest.raises(ResourceError, match="Could not find"):
+        jobs_client(Dashboard(500, text=missing, job="FAILED")).log("r.1", tail=7)
 
 
 def test_a_run_is_resumed_as_it_was_submitted_also_when_the_cluster_has_forgotten_it(tmp_path, monkeypatch):
