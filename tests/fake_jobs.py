@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polysome.config import ConfigurationError
+from polysome.config import ConfigurationError, PolysomeError
 from polysome.serving.jobs_api import JobStatus, UnknownJob
 
 RECIPES = [
@@ -44,6 +44,8 @@ class FakeJobs:
     jobs: dict[str, JobStatus] = field(default_factory=dict)
     given: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """The parameters of each job that was submitted."""
+    error: PolysomeError | None = None
+    """Raised when they are listed."""
 
     def recipes(self) -> list[dict[str, Any]]:
         return RECIPES
@@ -63,6 +65,8 @@ class FakeJobs:
         return self.put(replace(self.status(job_id), **changes))
 
     def list(self, *, team: str | None) -> list[JobStatus]:
+        if self.error:
+            raise self.error
         return [job for job in reversed(self.jobs.values()) if team in (None, job.team)]
 
     def status(self, job: str) -> JobStatus:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
-from polysome.config import Config, ConfigurationError
+from polysome.config import Config, ConfigurationError, ResourceError
 from polysome.serving.protocol import ApiError
 
 if TYPE_CHECKING:
     from polysome.serving.context import Context
 
 MAX_TAIL = 10_000
+
+log = logging.getLogger(__name__)
 
 
 class UnknownJob(ConfigurationError):
@@ -99,9 +102,23 @@ class _Caller(Protocol):
     scopes: frozenset[str]
 
 
+def _reachable() -> Iterator[None]:
+    """Tell callers that it is the cluster of the jobs that is not to be had, and the operators where it should be."""
+    try:
+        yield
+    except ResourceError as error:
+        log.error("jobs: %s", error)
+        raise ApiError(
+            503,
+            "the cluster that runs the jobs cannot be reached or has no node for them now; models are served as before",
+            code="jobs_unavailable",
+            headers={"retry-after": "30"},
+        ) from error
+
+
 def router(context: Context) -> APIRouter:
     """`/v1/recipes` and `/v1/jobs`. A team sees, stops and resumes its own jobs; the scope `admin` all."""
-    routes = APIRouter()
+    routes = APIRouter(dependencies=[Depends(_reachable)])
 
     def jobs() -> Jobs:
         if context.jobs is None:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
+from polysome.config import ResourceError
 from polysome.serving.jobs_api import router
 from polysome.serving.protocol import ApiError
 
@@ -75,3 +76,10 @@ def test_a_server_without_a_cluster_says_so():
         refused = client(None).get(route)
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "jobs_disabled")
     assert client(FakeJobs()).get("/v1/recipes").json()["data"][0]["name"] == "tiny"
+
+
+def test_a_cluster_that_is_gone_is_named_without_its_address(caplog):
+    gone = ResourceError("no Ray cluster answers at http://10.0.0.7:8265", where="--address", fix="start it")
+    refused = client(FakeJobs(error=gone)).get("/v1/jobs")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "jobs_unavailable")
+    assert "10.0.0.7" not in refused.text and "10.0.0.7" in caplog.text

@@ -14,13 +14,17 @@ const task = () => state.tasks.find((one) => one.name === byId("task").value);
 const areas = () => [...byId("inputs").querySelectorAll("textarea")];
 
 function groups(tasks) {
-  const named = new Map();
+  // What the model was measured at comes first: that is what it can be asked.
+  const named = new Map([["Measured", []]]);
   for (const one of tasks) {
     const kinds = one.molecules.map((molecule) => label(molecule.type));
-    const name = kinds.length === 1 ? kinds[0][0].toUpperCase() + kinds[0].slice(1) : "Pairs of molecules";
+    const name = one.measured ? "Measured" : kinds.length === 1 ? kinds[0][0].toUpperCase() + kinds[0].slice(1) : "Pairs of molecules";
     named.set(name, [...(named.get(name) ?? []), one]);
   }
-  return [...named].map(([name, members]) => el("optgroup", { label: name }, members.map((one) => el("option", { value: one.name }, one.title))));
+  const titles = tasks.map((one) => one.title);
+  const titled = (one) => (titles.indexOf(one.title) === titles.lastIndexOf(one.title) ? one.title : `${one.title} (${one.name})`);
+  return [...named].filter(([, members]) => members.length)
+    .map(([name, members]) => el("optgroup", { label: name }, members.map((one) => el("option", { value: one.name }, titled(one)))));
 }
 
 function showTask() {
