@@ -6,12 +6,9 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from polysome.config import DataError
 from polysome.inference.asynchronous import Delta, Traced
-from polysome.inference.engine import Conversation, Generation, Prompt, Sampling, Scores
+from polysome.inference.engine import Conversation, Embeddings, Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.inference.fake import FakeEngine
 from polysome.inference.text import cut
@@ -92,7 +89,7 @@ class FakePool:
         async with self._call("score", prompt, choices, target):
             return self.engine.score([_conversation(prompt)], choices)[0]
 
-    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> Embeddings:
         """See `Pool.embed`."""
         async with self._call("embed", texts, pool, target):
             return self.engine.embed([decode(encode(text)) for text in texts], pool=pool)

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from polysome.inference.engine import Generation, Pool, Prompt, Sampling, Scores
+from polysome.inference.engine import Embeddings, Generation, Pool, Prompt, Sampling, Scores
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class AsyncEngine(Protocol):
         """See `Engine.score`."""
         ...
 
-    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> Embeddings:
         """See `Engine.embed`."""
         ...
 

@@ -16,7 +16,7 @@ from polysome.inference import prompts
 from polysome.inference.adapters import Adapters
 from polysome.inference.asynchronous import Traced
 from polysome.inference.decoding import Decoder, Row
-from polysome.inference.engine import Generation, Pool, Prompt, Sampling, Scores, check_choices
+from polysome.inference.engine import Embeddings, Generation, Pool, Prompt, Sampling, Scores, check_choices
 from polysome.inference.folder import require_adapter_folder, require_model_folder
 from polysome.inference.forward import Forward, batches
 from polysome.inference.scoring import Scorer
@@ -26,7 +26,7 @@ from polysome.models.backbone import load_weights
 from polysome.storage.local import local_folder
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 ADAPTER = "default"
 """Name of the adapter that an engine is opened with."""
@@ -219,7 +219,7 @@ class BatchEngine:
         encoded = [self._tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
         return self._scorer.score(encoded_prompts, encoded)
 
-    def embed(self, texts: Sequence[Prompt], *, pool: Pool) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[Prompt], *, pool: Pool) -> Embeddings:
         """See `Engine.embed`."""
         rows = [self.encode(text) for text in texts]
         for index, row in enumerate(rows):
@@ -242,7 +242,7 @@ class BatchEngine:
             found[batch] = vectors.cpu().numpy()
 
         self._forward.run(batches(sizes, budget=self.max_batch_tokens, padding=self._forward.overhead), read)
-        return found
+        return Embeddings(found, tuple(sizes))
 
     def health(self) -> None:
         """See `Engine.health`."""

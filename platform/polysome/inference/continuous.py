@@ -17,14 +17,13 @@ import torch
 from polysome.config import ConfigurationError, DataError, PolysomeError, ResourceError
 from polysome.inference.asynchronous import Delta, Load, Traced
 from polysome.inference.batch import BatchEngine
-from polysome.inference.engine import Pool, Prompt, Sampling, Scores
+from polysome.inference.engine import Embeddings, Pool, Prompt, Sampling, Scores
 from polysome.inference.manager import PAGE, Steps, Turn, open_manager
 from polysome.inference.packed import Seats, adapter_obstacle, twin
 from polysome.inference.text import Pieces
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 ResultT = TypeVar("ResultT")
 
@@ -125,7 +124,7 @@ class ContinuousEngine:
         """See `AsyncEngine.score`."""
         return (await self._do(lambda: self._engine.score([prompt], choices), adapter))[0]
 
-    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> Embeddings:
         """See `AsyncEngine.embed`."""
         return await self._do(lambda: self._engine.embed(texts, pool=pool), adapter)
 

@@ -49,11 +49,23 @@ class Scores:
     """Log-likelihood of each choice: the sum over its tokens, natural logarithm, no turn end."""
     tokens: tuple[int, ...]
     """Tokens of each choice, at least 1."""
+    prompt_tokens: int = 0
+    """0 where an endpoint does not tell."""
 
     @property
     def normalised(self) -> tuple[float, ...]:
         """Mean log-likelihood per token, which does not prefer short choices."""
         return tuple(total / count for total, count in zip(self.sums, self.tokens, strict=True))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One vector per text."""
+
+    vectors: NDArray[np.float32]
+    """[texts, hidden size]."""
+    tokens: tuple[int, ...]
+    """Tokens of each text."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +174,13 @@ class Engine(Protocol):
         """
         ...
 
-    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> Embeddings:
         """One vector per text: the hidden states after the last layer and its norm, pooled over the tokens.
 
         Args:
             texts: conversations, read as prompts up to where the answer would begin, or plain texts, read as the
                 tokenizer encodes a document.
             pool: how the states of one text become one vector; padding never takes part.
-
-        Returns:
-            float32 [texts, hidden size].
 
         Raises:
             DataError: a text has no token or exceeds the context.

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polysome.config import DataError
-from polysome.inference.engine import Conversation, Generation, Pool, Sampling, Scores, check_choices
+from polysome.inference.engine import Conversation, Embeddings, Generation, Pool, Sampling, Scores, check_choices
 from polysome.inference.text import cut
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 HIDDEN = 8
 """Length of the vectors of `embed`."""
@@ -72,15 +72,15 @@ class FakeEngine:
     def score(self, conversations: Sequence[Conversation], choices: Sequence[str]) -> list[Scores]:
         """See `Engine.score`."""
         check_choices(choices)
-        return [_scores(self._text(conversation), choices) for conversation in conversations]
+        return [_scores(self._text(conversation), choices, _asked(conversation)) for conversation in conversations]
 
-    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> Embeddings:
         """See `Engine.embed`: numbers from -1 to 1 that follow from the text alone."""
         vectors = np.empty((len(texts), HIDDEN), dtype=np.float32)
         for vector, text in zip(vectors, texts, strict=True):
             digest = hashlib.sha256(f"{pool}/{text}".encode()).digest()
             vector[:] = np.frombuffer(digest[:HIDDEN], dtype=np.uint8) / 127.5 - 1
-        return vectors
+        return Embeddings(vectors, tuple(len(_tokens(str(text))) for text in texts))
 
     def health(self) -> None:
         """See `Engine.health`."""
@@ -100,18 +100,21 @@ class FakeEngine:
     def _generation(self, conversation: Conversation, sampling: Sampling) -> Generation:
         tokens = _tokens(self._text(conversation))
         text, said_stop = cut("".join(tokens[: sampling.max_new_tokens]), sampling.stop)
-        asked = sum(len(_tokens(message["content"])) for message in conversation)
         # The turn end is a token too.
         whole = said_stop or len(tokens) < sampling.max_new_tokens
         used = min(len(tokens) + 1, sampling.max_new_tokens)
-        return Generation(text, asked, used, "stop" if whole else "length")
+        return Generation(text, _asked(conversation), used, "stop" if whole else "length")
 
 
 def _tokens(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
-def _scores(answer: str, choices: Sequence[str]) -> Scores:
+def _asked(conversation: Conversation) -> int:
+    return sum(len(_tokens(message["content"])) for message in conversation)
+
+
+def _scores(answer: str, choices: Sequence[str], asked: int) -> Scores:
     expected = _tokens(answer)
     sums, counts = [], []
     for choice in choices:
@@ -119,4 +122,4 @@ def _scores(answer: str, choices: Sequence[str]) -> Scores:
         hits = sum(token == place for token, place in zip(tokens, expected, strict=False))
         sums.append(hits * _EXPECTED + (len(tokens) - hits) * _OTHER)
         counts.append(len(tokens))
-    return Scores(tuple(sums), tuple(counts))
+    return Scores(tuple(sums), tuple(counts), asked)

@@ -10,13 +10,13 @@ import numpy as np
 
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.inference.endpoint import Endpoint
-from polysome.inference.engine import Conversation, Generation, Pool, Sampling, Scores, check_choices
+from polysome.inference.engine import Conversation, Embeddings, Generation, Pool, Sampling, Scores, check_choices
 from polysome.inference.recording import Recording, request_key
 from polysome.inference.text import Pieces, cut
 from polysome.inference.transport import Spent, Transport
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -113,7 +113,7 @@ class OpenAIEngine:
 
         return self._each(ask, conversations)
 
-    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[Conversation | str], *, pool: Pool) -> Embeddings:
         """Refused: no chat API tells hidden states.
 
         Raises:
@@ -281,4 +281,4 @@ def _scores(content: Any, count: int) -> Scores:
     sums, tokens = tuple(map(float, content["sums"])), tuple(map(int, content["tokens"]))
     if not len(sums) == len(tokens) == count or not np.isfinite(sums).all() or min(tokens) < 1:
         raise ValueError(f"not {count} finite scores of one token or more")
-    return Scores(sums, tokens)
+    return Scores(sums, tokens, int((content.get("usage") or {}).get("prompt_tokens") or 0))

@@ -92,7 +92,7 @@ class Scorer:
         self._forward.run(batches(sizes, budget=self._max_batch_tokens, padding=padding), score_batch)
         self._forward.run([[index] for index in range(len(prompts)) if index not in sums], score_alone)
         lengths = tuple(map(len, choices))
-        return [Scores(tuple(map(float, sums[index])), lengths) for index in range(len(prompts))]
+        return [Scores(tuple(map(float, sums[index])), lengths, len(prompt)) for index, prompt in enumerate(prompts)]
 
     def _at_once(self, prompt: list[int], parts: Sequence[Trie]) -> bool:
         """Whether a prompt is scored in one pass with all choices."""

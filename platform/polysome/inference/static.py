@@ -17,12 +17,11 @@ from polysome.config import PolysomeError, ResourceError
 from polysome.inference.asynchronous import Delta, Load, Traced
 from polysome.inference.batch import BatchEngine
 from polysome.inference.decoding import Row, Running
-from polysome.inference.engine import Pool, Prompt, Sampling, Scores
+from polysome.inference.engine import Embeddings, Pool, Prompt, Sampling, Scores
 from polysome.inference.text import Pieces
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +121,10 @@ class StaticEngine:
         self._put(work)
         return await asyncio.wrap_future(work.future)
 
-    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> Embeddings:
         """See `AsyncEngine.embed`."""
-        vectors: NDArray[np.float32] = await self._do(lambda: self._engine.embed(texts, pool=pool), adapter)
-        return vectors
+        embeddings: Embeddings = await self._do(lambda: self._engine.embed(texts, pool=pool), adapter)
+        return embeddings
 
     async def trace(self, prompt: Prompt, answer: Sequence[int], *, top: int, adapter: str | None = None) -> Traced:
         """See `AsyncEngine.trace`."""

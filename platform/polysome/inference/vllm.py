@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.data.tokenizer_files import load_tokenizer
 from polysome.inference.asynchronous import Delta, Load, Traced
-from polysome.inference.engine import Generation, Pool, Prompt, Sampling, Scores, check_choices
+from polysome.inference.engine import Embeddings, Generation, Pool, Prompt, Sampling, Scores, check_choices
 from polysome.inference.prompts import encode, spelt
 from polysome.storage import join, read_json
 from polysome.storage.local import local_folder
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 _CHOICES_AT_ONCE = 64
 """Prompts in one request to vLLM."""
@@ -118,9 +117,9 @@ class VllmEngine:
             for choice, places in zip(part, found, strict=True):
                 told = [place[token].logprob for token, place in zip(choice, places[len(ids) :], strict=True)]
                 sums.append(float(sum(told)))
-        return Scores(tuple(sums), tuple(map(len, encoded)))
+        return Scores(tuple(sums), tuple(map(len, encoded)), len(ids))
 
-    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], *, pool: Pool, adapter: str | None = None) -> Embeddings:
         """Refused: vLLM gives either text or vectors of a model.
 
         Raises:

@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from polysome.config import ConfigurationError, ResourceError
 from polysome.data.ray_errors import cause_of
 from polysome.inference.asynchronous import Delta, Traced
-from polysome.inference.engine import Generation, Prompt, Sampling, Scores
+from polysome.inference.engine import Embeddings, Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.inference.folder import context_length, model_fingerprint
 from polysome.serving.access import Access, Guard
@@ -36,8 +36,7 @@ from polysome.serving.pool import ModelPool
 from polysome.serving.reports_api import Runs
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 __all__ = ["Gateway", "HandlePool", "build", "check", "require_free_port", "serving", "start", "stop", "wait"]
 
@@ -103,25 +102,29 @@ class HandlePool:
     async def score(self, prompt: Prompt, choices: Sequence[str], target: Target) -> Scores:
         """See `calls.Pool.score`."""
         scores: Scores = await self._ask(target, lambda pool: pool.score.remote(prompt, choices, target))
+        self._count(scores.prompt_tokens + sum(scores.tokens), target)
         return scores
 
-    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> Embeddings:
         """See `calls.Pool.embed`."""
-        vectors: NDArray[np.float32] = await self._ask(target, lambda to: to.embed.remote(texts, pool, target))
-        return vectors
+        embeddings: Embeddings = await self._ask(target, lambda to: to.embed.remote(texts, pool, target))
+        self._count(sum(embeddings.tokens), target)
+        return embeddings
 
     async def trace(self, prompt: Prompt, answer: Sequence[int], top: int, target: Target) -> Traced:
         """See `calls.Pool.trace`."""
         traced: Traced = await self._ask(target, lambda pool: pool.trace.remote(prompt, answer, top, target))
         if not answer:
             # With an answer, its generation has counted the prompt.
-            adapter = target.adapter.id if target.adapter else ""
-            count_tokens(len(traced.tokens), model=self._model, adapter=adapter)
+            self._count(len(traced.tokens), target)
         return traced
 
     async def ready(self) -> None:
         """See `calls.Pool.ready`."""
         await self._ask(None, lambda pool: pool.ready.remote())
+
+    def _count(self, read: int, target: Target) -> None:
+        count_tokens(read, model=self._model, adapter=target.adapter.id if target.adapter else "")
 
     def _of(self, target: Target | None) -> DeploymentHandle:
         if target is None or target.adapter is None:

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from polysome.config import PolysomeError
 from polysome.inference.asynchronous import Delta, Traced
+from polysome.inference.engine import Embeddings, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
-from polysome.inference.engine import Prompt, Sampling, Scores
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from polysome.serving.adapters import Published
 
 
@@ -66,7 +63,7 @@ class Pool(Protocol):
         """See `AsyncEngine.score`; retried once where a replica dies."""
         ...
 
-    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> Embeddings:
         """See `AsyncEngine.embed`; retried once where a replica dies."""
         ...
 

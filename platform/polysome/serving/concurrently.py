@@ -9,13 +9,12 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from polysome.inference.asynchronous import Delta, Traced
-from polysome.inference.engine import Generation, Prompt, Sampling, Scores
+from polysome.inference.engine import Embeddings, Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.serving.calls import Expired, Pool, Target
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 T = TypeVar("T")
 
@@ -113,7 +112,7 @@ class Bounded:
         async with self._places:
             return await self._pool.score(prompt, choices, target)
 
-    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> Embeddings:
         """See `Pool.embed`."""
         async with self._places:
             return await self._pool.embed(texts, pool, target)

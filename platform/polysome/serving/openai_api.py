@@ -238,13 +238,13 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/v1/embeddings")
     async def embeddings(request: EmbeddingRequest) -> dict[str, Any]:
-        """One vector per text, of the hidden states after the last layer. Tokens are not counted: `usage` tells 0."""
+        """One vector per text, of the hidden states after the last layer."""
         target = await context.target(request.model)
         texts = prompts(request.input)
         at_most("input", len(texts), limits.prompts)
         each_at_most("input", texts)
-        vectors = await context.within(target, context.pool.embed(texts, request.pool, target))
-        encoded = vectors.astype("<f4")
+        found = await context.within(target, context.pool.embed(texts, request.pool, target))
+        read = sum(found.tokens)
         return {
             "object": "list",
             "model": context.model_id(target),
@@ -257,9 +257,9 @@ def router(context: Context) -> APIRouter:
                     if request.encoding_format == "base64"
                     else vector.tolist(),
                 }
-                for index, vector in enumerate(encoded)
+                for index, vector in enumerate(found.vectors.astype("<f4"))
             ],
-            "usage": {"prompt_tokens": 0, "total_tokens": 0},
+            "usage": {"prompt_tokens": read, "total_tokens": read},
         }
 
     @routes.post("/v1/score")
@@ -278,6 +278,10 @@ def router(context: Context) -> APIRouter:
             "system_fingerprint": context.system_fingerprint(target),
             "sums": list(scores.sums),
             "tokens": list(scores.tokens),
+            "usage": {
+                "prompt_tokens": scores.prompt_tokens,
+                "total_tokens": scores.prompt_tokens + sum(scores.tokens),
+            },
         }
 
     return routes

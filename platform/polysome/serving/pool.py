@@ -12,7 +12,7 @@ from ray import serve
 
 from polysome.config import ResourceError
 from polysome.inference.asynchronous import AsyncEngine, Delta, Traced
-from polysome.inference.engine import Generation, Prompt, Sampling, Scores
+from polysome.inference.engine import Embeddings, Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.serving.autoscaling import QUEUE_SECONDS
 from polysome.serving.calls import Expired, Target
@@ -20,9 +20,6 @@ from polysome.serving.config import ServeConfig
 from polysome.serving.metrics import Replica
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from polysome.serving.adapters import Published
 
 ResultT = TypeVar("ResultT")
@@ -91,7 +88,7 @@ class ModelPool:
         """See `AsyncEngine.score`."""
         return await self._asked(target, lambda adapter: self._engine.score(prompt, choices, adapter=adapter))
 
-    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[Prompt], pool: Pooling, target: Target) -> Embeddings:
         """See `AsyncEngine.embed`."""
         return await self._asked(target, lambda adapter: self._engine.embed(texts, pool=pool, adapter=adapter))
 

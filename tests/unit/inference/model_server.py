@@ -114,7 +114,8 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 if self.path.endswith("/score"):
                     with engine_lock:
                         (scores,) = served.engine.score([body["messages"]], body["choices"])
-                    self._answer({"sums": scores.sums, "tokens": scores.tokens, "usage": {"prompt_tokens": 1}})
+                    usage = {"prompt_tokens": scores.prompt_tokens}
+                    self._answer({"sums": scores.sums, "tokens": scores.tokens, "usage": usage})
                 elif body.get("stream"):
                     self._stream(body)
                 else:

@@ -293,9 +293,9 @@ def test_adapters_answer_as_if_alone(
             (wanted_scores,) = own[name].score([CHATS[0]], ["yes", "no promoter"])
             scores = await engine.score(CHATS[0], ["yes", "no promoter"], adapter=name)
             assert scores.sums == pytest.approx(wanted_scores.sums, abs=1e-4)
-            assert scores.tokens == wanted_scores.tokens
-            vectors = await engine.embed([CHATS[1], "ACGT"], pool="mean", adapter=name)
-            assert np.allclose(vectors, own[name].embed([CHATS[1], "ACGT"], pool="mean"), atol=1e-4)
+            assert (scores.tokens, scores.prompt_tokens) == (wanted_scores.tokens, wanted_scores.prompt_tokens)
+            embeddings = await engine.embed([CHATS[1], "ACGT"], pool="mean", adapter=name)
+            assert np.allclose(embeddings.vectors, own[name].embed([CHATS[1], "ACGT"], pool="mean").vectors, atol=1e-4)
             traced = await engine.trace(CHATS[2], (5, 6), top=1, adapter=name)
             assert traced.logprobs[1:] == pytest.approx(own[name].trace(CHATS[2], (5, 6), top=1).logprobs[1:], abs=1e-4)
 
@@ -388,11 +388,12 @@ def test_scores_and_vectors_do_not_wait_for_answers_and_do_not_change_them(
         tasks = [asyncio.create_task(answer(engine, endless, LONG)) for _ in range(3)]
         await until(lambda: engine.load().running == 3, within=5)
         scores = await asyncio.gather(*(engine.score(one, ["yes", "no"]) for one in CHATS))
-        vectors = await engine.embed(CHATS, pool="last")
+        embeddings = await engine.embed(CHATS, pool="last")
         assert [one.sums for one in scores] == [
             pytest.approx(one.sums, abs=1e-4) for one in plain.score(CHATS, ["yes", "no"])
         ]
-        assert np.allclose(vectors, plain.embed(CHATS, pool="last"), atol=1e-4)
+        assert embeddings.tokens == tuple(len(plain.encode(chat)) for chat in CHATS)
+        assert np.allclose(embeddings.vectors, plain.embed(CHATS, pool="last").vectors, atol=1e-4)
         assert await asyncio.gather(*tasks) == [asked(plain, endless, LONG)] * 3
 
     run(work)

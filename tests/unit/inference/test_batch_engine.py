@@ -129,7 +129,7 @@ def test_a_vector_is_pooled_over_the_unpadded_prompt(engine: BatchEngine, model_
     texts = [*conversations(9), "ACGT is there a promoter?", "A"]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
-    mean, last = engine.embed(texts, pool="mean"), engine.embed(texts, pool="last")
+    mean, last = engine.embed(texts, pool="mean").vectors, engine.embed(texts, pool="last").vectors
     for text, pooled, final in zip(texts, mean, last, strict=True):
         if not isinstance(text, str):
             text = tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=False)

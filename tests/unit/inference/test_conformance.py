@@ -139,6 +139,9 @@ def test_scores_are_log_likelihoods_of_each_choice_by_itself(engine: Engine, kin
     for chat, found in zip(CHATS, scores, strict=True):
         assert len(found.sums) == len(found.tokens) == len(choices)
         assert all(total < 0 and count >= 1 for total, count in zip(found.sums, found.tokens, strict=True))
+        # The same prompt, read for an answer.
+        (said,) = engine.generate([chat], max_new_tokens=1)
+        assert found.prompt_tokens == said.prompt_tokens > 0
         assert found.normalised == pytest.approx(np.array(found.sums) / np.array(found.tokens))
         (other,) = engine.score([chat], [choices[2], choices[0], choices[2]])
         assert other.sums == pytest.approx([found.sums[2], found.sums[0], found.sums[2]], abs=1e-4)
@@ -154,13 +157,15 @@ def test_vectors_follow_from_each_text_alone(engine: Engine, kind: str, pool: st
         with pytest.raises(ConfigurationError, match="no hidden states"):
             engine.embed(texts, pool=pool)
         return
-    vectors = engine.embed(texts, pool=pool)
-    assert vectors.shape[0] == 5
+    embeddings = engine.embed(texts, pool=pool)
+    vectors = embeddings.vectors
+    assert vectors.shape[0] == len(embeddings.tokens) == 5
+    assert embeddings.tokens[1] == embeddings.tokens[4] > 0
     assert vectors.dtype == np.float32
     assert np.allclose(vectors[1], vectors[4], atol=1e-5)
-    assert np.allclose(vectors[3:4], engine.embed(["ACG"], pool=pool), atol=1e-5)
+    assert np.allclose(vectors[3:4], engine.embed(["ACG"], pool=pool).vectors, atol=1e-5)
     assert not np.allclose(vectors[1], vectors[3], atol=1e-3)
-    assert engine.embed([], pool=pool).shape == (0, vectors.shape[1])
+    assert engine.embed([], pool=pool).vectors.shape == (0, vectors.shape[1])
 
 
 def test_health_passes(engine: Engine) -> None:

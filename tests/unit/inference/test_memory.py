@@ -57,7 +57,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_answered_alike(
     engine = BatchEngine(model_folder)
     engine._forward.overhead = 1000
     wanted = engine.generate(CHATS, **SAMPLED)
-    scores, vectors = engine.score(CHATS, CHOICES), engine.embed(CHATS, pool="mean")
+    scores, vectors = engine.score(CHATS, CHOICES), engine.embed(CHATS, pool="mean").vectors
     with monkeypatch.context() as patched:
         # Two or three rows fit; prompts alone fit more often than prompts with half of their answers.
         tried = limit(patched, 200)
@@ -65,7 +65,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_answered_alike(
         assert max(tried) == len(CHATS)
         found = engine.score(CHATS, CHOICES)
         assert np.allclose([one.sums for one in found], [one.sums for one in scores], atol=1e-4)
-        assert np.allclose(engine.embed(CHATS, pool="mean"), vectors, atol=1e-5)
+        assert np.allclose(engine.embed(CHATS, pool="mean").vectors, vectors, atol=1e-5)
     assert len(told(caplog)) == 1
     assert caplog.records[0].levelno == logging.WARNING
 

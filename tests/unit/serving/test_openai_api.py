@@ -319,9 +319,11 @@ def test_a_request_of_many_questions_takes_half_of_the_queue_and_leaves_room_for
 @pytest.mark.parametrize("given", ["ACGT", ["ACGT", "A"], [65, 67], [[65], [67, 71]]])
 def test_embeddings_are_numbers_or_base64_of_the_same(given):
     body = {"model": "polysome", "input": given}
-    numbers, packed = (
-        ask(FakePool(), "/v1/embeddings", body, encoding_format=kind).json()["data"] for kind in ("float", "base64")
-    )
+    answers = [ask(FakePool(), "/v1/embeddings", body, encoding_format=kind).json() for kind in ("float", "base64")]
+    numbers, packed = (answer["data"] for answer in answers)
+    read = answers[0]["usage"]["prompt_tokens"]
+    assert read > 0
+    assert answers[0]["usage"] == answers[1]["usage"] == {"prompt_tokens": read, "total_tokens": read}
     assert [one["index"] for one in numbers] == list(range(len(numbers)))
     for one, other in zip(numbers, packed, strict=True):
         assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == one["embedding"]
@@ -347,6 +349,9 @@ def test_scores_are_those_of_the_pool():
     answer = ask(FakePool("Yes."), "/v1/score", body).json()
     assert answer["sums"][0] > answer["sums"][1]
     assert answer["tokens"] == [1, 1]
+    read = answer["usage"]["prompt_tokens"]
+    assert read > 0
+    assert answer["usage"]["total_tokens"] == read + 2
 
 
 @pytest.mark.parametrize(
