@@ -40,8 +40,7 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
     """A causal language model in fp32 with packed attention and no key-value cache.
 
     Args:
-        source: a configuration (weights drawn from `seed`, the same in every process; k-mers begin as the sum of their
-            letters), or a local folder or hub id.
+        source: a configuration (weights drawn from `seed`, the same in every process), or a local folder or hub id.
         tokenizer_folder: the tokenizer that the model will read; local path.
         meta: build the architecture alone, on the meta device, without memory for weights.
 
@@ -88,7 +87,6 @@ def build_model(source: ModelSource, tokenizer_folder: str, *, seed: int, meta: 
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
             )
-            vocabulary.compose(model, tokenizer)
     else:
         model = load_weights(folder, where="model.path", dtype=torch.float32, attn_implementation=ATTENTION)
         if added:

@@ -169,29 +169,6 @@ def grow(model: PreTrainedModel, rows: Mapping[int, list[int]]) -> None:
                 values[list(rows)] = torch.stack([values[ids].mean(dim=0) for ids in rows.values()])
 
 
-def compose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add to the rows of k-mers the vectors of their letters, one a letter and place, where `tokenizer` has k-mers.
-
-    Half of a row's variance is its own, half that of its letters, and the whole what it was: k-mers that share letters
-    begin alike, so what is learnt of frequent ones holds for rare ones too. Draws from torch's generator.
-    """
-    import torch
-
-    sizes = {int(tokenizer.init_kwargs.get(name, 1)) for name in ("sequence_kmer", "protein_kmer")}
-    weight: Any = model.get_input_embeddings().weight
-    for size in sorted(sizes - {1}):
-        words = {
-            place: text[1:]
-            for text, place in tokenizer.get_vocab().items()
-            if len(text) == size + 1 and text[0] == "\u0120" and text[1:].isalpha() and text[1:].isupper()
-        }
-        letters = torch.tensor([[ord(letter) - ord("A") for letter in word] for word in words.values()])
-        with torch.no_grad():
-            rows = list(words)
-            drawn = torch.randn(size, 26, weight.shape[1]) * (weight[rows].std() / size**0.5)
-            weight[rows] = (weight[rows] + drawn[torch.arange(size), letters].sum(dim=1)) / 2**0.5
-
-
 def _token(molecule: str, letter: str) -> str:
     # As polysome.data.frame writes it, which compares what it writes with what the template does.
     return f"<{molecule}:{letter}>"

@@ -8,9 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from polysome.config import ConfigurationError, DataError
-from polysome.models import vocabulary
 from polysome.models.backbone import ModelSource, build_model
-from polysome.models.tokenizer import build_per_base_tokenizer
 
 LLAMA = {
     "model_type": "llama",
@@ -63,31 +61,6 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone(tiny_token
     weights = [model.lm_head.weight for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-def test_kmers_that_share_letters_begin_alike(tmp_path) -> None:
-    build_per_base_tokenizer(tmp_path, ["is it a promoter"], vocabulary_size=300, kmer=3, protein_kmer=2)
-    model, same = (build_model(ModelSource(config=LLAMA | {"hidden_size": 2048}), str(tmp_path), seed=1) for _ in "ab")
-    rows, place = model.get_input_embeddings().weight.detach(), vocabulary.read_tokenizer(tmp_path).get_vocab()
-    assert torch.equal(rows, same.get_input_embeddings().weight)
-
-    def alike(one: str, other: str) -> float:
-        return float(torch.cosine_similarity(rows[place[f"\u0120{one}"]], rows[place[f"\u0120{other}"]], dim=0))
-
-    # Half of the variance is of the letters, a third or a half of that of each.
-    for shared, pairs in {
-        2 / 6: [("ACG", "ACT"), ("GUU", "CUU")],
-        1 / 6: [("ACG", "TGG")],
-        0: [("ACG", "CGA"), ("WK", "KW")],
-        1 / 4: [("WK", "WL"), ("MK", "WK")],
-    }.items():
-        for pair in pairs:
-            assert alike(*pair) == pytest.approx(shared, abs=0.08)
-    spelled = [token for token in place if token[0] == "\u0120" and token[1:].isupper()]
-    others = [token for token in place if token not in spelled]
-    assert len(spelled) == 4**3 + 4**3 - 3**3 + 20**2
-    deviations = [float(rows[[place[token] for token in some]].std()) for some in (spelled, others)]
-    assert deviations[0] == pytest.approx(deviations[1], rel=0.05)
 
 
 def test_folder_gives_back_the_saved_model(tiny_tokenizer: str, tmp_path) -> None:
