@@ -62,7 +62,7 @@ class Registry:
     def __init__(self, root: str, *, base: str | None = None) -> None:
         self._root, self._base = absolute(root), base
         self._found: dict[str, tuple[float, Published | None]] = {}
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def find(self, model: str) -> Published | None:
         """The version that `NAME` (its current one) or `NAME@VERSION` means; None where there is none, and for anything
@@ -92,10 +92,14 @@ class Registry:
         try:
             return self.find(name)
         except (DataError, ConfigurationError) as error:
-            if str(error) not in self._warned:
-                log.warning("adapter %r is not listed: %s", name, error)
-            self._warned.add(str(error))
+            self._warn(name, str(error))
             return None
+
+    def _warn(self, name: str, why: str) -> None:
+        """Once for every cause."""
+        if (name, why) not in self._warned:
+            log.warning("adapter %r is not listed: %s", name, why)
+        self._warned.add((name, why))
 
     def names(self) -> Sequence[str]:
         """Of all adapters, whatever their base."""
@@ -263,7 +267,10 @@ class Registry:
 
     def _published(self, name: str, version: int) -> Published | None:
         manifest = self._manifest(name, version)
-        if manifest is None or self._base not in (None, manifest.base_fingerprint):
+        if manifest is None:
+            return None
+        if self._base not in (None, manifest.base_fingerprint):
+            self._warn(name, f"version {version} is of the base {manifest.base_fingerprint}, not of {self._base}")
             return None
         return self._told(manifest)
 

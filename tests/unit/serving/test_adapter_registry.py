@@ -117,11 +117,14 @@ def test_a_name_goes_on_and_back_and_versions_stay(root, models, adapter, monkey
     assert gateway.find("promoters").version == 2
 
 
-def test_adapters_of_another_base_are_not_offered(root, models):
+def test_adapters_of_another_base_are_not_offered(root, models, caplog):
     publish(Registry(root), models / "run")
     gateway = Registry(root, base=model_fingerprint(str(models / "other")))
     assert gateway.find("promoters") is gateway.find("promoters@1") is None
-    assert gateway.list() == []
+    assert gateway.list() == gateway.list() == []
+    assert [record.getMessage().split(", not of")[0] for record in caplog.records] == [
+        f"adapter 'promoters' is not listed: version 1 is of the base {model_fingerprint(str(models / 'base'))}"
+    ]
     with pytest.raises(ConfigurationError, match="not the model of this registry"):
         publish(gateway, models / "run")
 
