@@ -99,6 +99,7 @@ def test_what_the_library_imports_is_declared():
         "sklearn": "scikit-learn",
         "starlette": "fastapi",
         "cpuinfo": "deepspeed",
+        "grpc": "ray",
         "mlflow": "mlflow-skinny",
     }
     extras = [text for extra, texts in PROJECT["optional-dependencies"].items() if extra != "dev" for text in texts]

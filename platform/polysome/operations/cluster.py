@@ -40,6 +40,16 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+SERVING = {
+    # Over gRPC a piece of an answer costs less on its way to the gateway than as an object of Ray's.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # A gateway only passes on, and a model computes in a thread of its engine: Serve's own threads for the code that it
+    # runs and for its router would be two more that every piece is handed to.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""How Ray Serve passes requests and answers on; for Serve's own processes too, so a cluster is started with it."""
+
 _TRAINING = {
     # A report waits for the controller's next look at the workers, two seconds by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -143,7 +153,7 @@ def _joined(address: str) -> Iterator[None]:
         with _keeping_signals():
             ray.init(
                 address=address,
-                runtime_env=None if submitted else {"env_vars": {**THREAD_PINS, **_shared_variables()}},
+                runtime_env=None if submitted else {"env_vars": {**THREAD_PINS, **SERVING, **_shared_variables()}},
                 log_to_driver=True,
                 logging_level=logging.ERROR,
             )
@@ -227,6 +237,7 @@ def local_environment() -> dict[str, str]:
     wanted = {
         **THREAD_PINS,
         **_QUIET,
+        **SERVING,
         **_TRAINING,
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
         "RAY_AUTH_MODE": "token",

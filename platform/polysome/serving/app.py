@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve import Application
@@ -45,8 +46,8 @@ log = logging.getLogger(__name__)
 # The gateway's own deadline ends a request first, in the API's error shape; the proxy's is the net below it.
 _PROXY_MARGIN_SECONDS = 15.0
 _START_SECONDS = 300.0
-_FAILURES = (RayError, RayServeException)
-"""Some of Serve's own are none of Ray's."""
+_FAILURES = (RayError, RayServeException, AioRpcError)
+"""Some of Serve's own are none of Ray's, and over gRPC a call that broke is neither."""
 _STOP_SECONDS = 15.0
 
 
@@ -148,7 +149,7 @@ class HandlePool:
 
 def _died(error: Exception) -> bool:
     """Whether the replica or its node ended, rather than its work failing."""
-    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+    return isinstance(error, RayActorError | AioRpcError) and not isinstance(error, RayTaskError)
 
 
 def _told(error: Exception) -> Exception:

@@ -30,6 +30,7 @@ def test_a_local_ray_has_its_own_token_and_one_thread_per_worker(monkeypatch):
     assert len(environment["RAY_AUTH_TOKEN"]) == 64
     assert environment["RAY_AUTH_TOKEN"] != cluster.local_environment()["RAY_AUTH_TOKEN"]
     assert environment["OMP_NUM_THREADS"] == environment["RAYON_NUM_THREADS"] == "1"
+    assert cluster.SERVING.items() <= environment.items()
     assert environment["PATH"].startswith(f"{sys.prefix}/bin:")
 
 

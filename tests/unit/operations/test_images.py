@@ -8,6 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from polysome.operations.cluster import SERVING, THREAD_PINS
+
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 LOCKS = {path.stem: path for path in sorted((ROOT / "locks").glob("*.txt"))}
@@ -80,6 +82,11 @@ def test_the_dockerfile_installs_only_what_is_locked() -> None:
         assert local or "--require-hashes" in step or step.endswith("torch==${TORCH}"), step
         assert "--no-build-isolation" in step or "/tmp/build.txt" in step or "torch==" in step, step
     assert not any(word in step for step in steps for word in ("curl", "| sh", "| bash", "sudo"))
+
+
+def test_workers_in_an_image_have_the_variables_of_a_local_ray() -> None:
+    stated = " ".join(argument for name, argument in instructions() if name == "ENV").split()
+    assert {f"{name}={value}" for name, value in (THREAD_PINS | SERVING).items()} <= set(stated)
 
 
 def test_the_dockerfile_is_what_it_should_be() -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from polysome.config import validate
+from polysome.operations.cluster import SERVING, THREAD_PINS
 from polysome.serving.config import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,6 +70,12 @@ def test_nothing_is_kept_that_has_no_work() -> None:
     assert all(node["min_workers"] == 0 and 60 <= node["idle_timeout_s"] <= 1800 for node in workers.values())
     spot = {name for name, node in workers.items() if "InstanceMarketOptions" in node["node_config"]}
     assert spot == {name for name in workers if name.endswith("_spot")}
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_workers_on_a_node_have_the_variables_of_a_local_ray(kind: str) -> None:
+    start = yaml.safe_load((ROOT / "cluster.yaml").read_text())[f"{kind}_start_ray_commands"][-1].split()
+    assert {f"{name}={value}" for name, value in (THREAD_PINS | SERVING).items()} <= set(start[: start.index("ray")])
 
 
 def test_the_nodes_install_what_is_locked() -> None:

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from recorded_meters import recorded
@@ -74,6 +76,7 @@ def ask(handle: Handle, *, stream: bool) -> list[Delta]:
     return asyncio.run(work())
 
 
+BROKEN = AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), "the connection broke")
 FULL = BackPressureError(num_queued_requests=1, max_queued_requests=1)
 
 
@@ -91,10 +94,11 @@ def test_a_replica_that_died_before_it_answered_is_asked_once_more(stream: bool)
     good = [Delta("Yes."), Delta("", WHOLE)] if stream else WHOLE
     handle = Handle(ActorDiedError(), good)
     assert ask(handle, stream=stream)[-1].generation == WHOLE
-    handle = Handle(ActorDiedError(), ActorDiedError(), good)
-    with pytest.raises(ResourceError, match="gone"):
-        ask(handle, stream=stream)
-    assert handle.asked == 2
+    for died in (ActorDiedError(), BROKEN):
+        handle = Handle(died, died, good)
+        with pytest.raises(ResourceError, match="gone"):
+            ask(handle, stream=stream)
+        assert handle.asked == 2
 
 
 def test_a_stream_that_had_begun_is_not_begun_again() -> None:
