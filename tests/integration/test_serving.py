@@ -206,6 +206,16 @@ def test_predict_refuses_what_the_task_does_not_take(served, body, code, param):
     assert (error["code"], error["param"]) == (code, param)
 
 
+def test_an_answer_of_many_megabytes_arrives_whole(served):
+    """Above gRPC's bound of 4 MiB for a message, between model and gateway and on the way out."""
+    url, _ = served
+    body = {"model": "tiny", "prompt": ["ACGT" * 75] * 60, "n": 2, "echo": True, "logprobs": 5, "max_tokens": 1}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text[:500]
+    assert len(answer.content) > 4 * 1024**2
+    assert len(answer.json()["choices"]) == 120
+
+
 def test_readiness_means_that_a_token_was_generated(served):
     url, _ = served
     assert httpx.get(f"{url}/readyz", timeout=60).json() == {"status": "ready", "model": "tiny"}

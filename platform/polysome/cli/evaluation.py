@@ -42,7 +42,8 @@ def report(
     from polysome.storage import open_atomic
 
     folders = evaluation_folders(evaluations, runs)
-    shown = table({name: read_evaluation(folder) for name, folder in folders.items()})
+    found = {name: read_evaluation(folder) for name, folder in folders.items()}
+    shown = table(found)
     heading = title or _last(evaluations[0])
     command = provenance.command()
     written = {}
@@ -54,7 +55,8 @@ def report(
         written["html"] = html
     if markdown:
         with open_atomic(markdown, "w") as handle:
-            handle.write(f"# {heading}\n\nMade by `{command}`.\n\n{shown.markdown()}")
+            made = "".join(f"- {name}: `{evaluation.command}`\n" for name, evaluation in found.items())
+            handle.write(f"# {heading}\n\nMade by `{command}`, of\n\n{made}\n{shown.markdown()}")
         written["markdown"] = markdown
     if as_json:
         print_json({"evaluations": folders, "written": written, **_report_json(shown)})

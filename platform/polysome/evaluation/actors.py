@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from polysome.config import ConfigurationError, DataError, ResourceError
@@ -138,15 +138,15 @@ class Answerer:
         blanks = batch.blanks or (None,) * len(batch.conversations)
         told = each(engine, sums, batch.conversations)
         for blank, item in zip(blanks, told, strict=True):
-            if isinstance(item, Refusal):
-                found.append(item)
+            if isinstance(item, Refusal) or blank is None:
+                found.append(item if isinstance(item, Refusal) else Scored(choices.read(item, None)))
                 continue
-            prior = None
-            if blank is not None:
-                name = json.dumps([choices.fingerprint, blank])
-                if name not in self._priors:
-                    self._priors[name] = sums([blank])[0]
-                prior = self._priors[name]
+            name = json.dumps([choices.fingerprint, blank])
+            prior = self._priors.get(name) or each(engine, sums, [blank])[0]
+            if isinstance(prior, Refusal):
+                found.append(replace(prior, reason=f"the question without its molecules: {prior.reason}"))
+                continue
+            self._priors[name] = prior
             found.append(Scored(choices.read(item, prior)))
         return found
 

@@ -226,12 +226,12 @@ def run_baselines(
         try:
             found[name] = ray.get(call)
             announce(f"  baselines of {name} ({place}/{len(calls)})")
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
+            # The answers are there, after hours maybe: what a baseline dies of must not cost them.
             cause = cause_of(error)
-            if cause is None:
-                raise
-            logger.warning("no baselines of %s: %s", name, cause)
-            found[name] = Baselines(name, {}, notes=(f"none, {cause.what}",))
+            logger.warning("no baselines of %s: %s", name, cause or error)
+            why = cause.what if cause else str(error).strip().splitlines()[-1]
+            found[name] = Baselines(name, {}, notes=(f"none, {why}",))
             continue
         if cache:
             # What the record speaks of stands before the record.

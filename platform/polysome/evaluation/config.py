@@ -50,8 +50,8 @@ class EvaluationSettings(Config):
     wording: Wording | dict[str, Wording] = "faithful"
     """`conditioned` questions name the mark, factor or cell line too (AMB-12). One word for all tasks, each of which
     must declare such questions, or a word by task; tasks that are not named are asked faithfully."""
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 32
-    """A-134: 64 for baselines, 1024 with reasoning."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Of an answer in words. When not given 32, for the prompts of the baselines 64, with reasoning 1024 (A-134)."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of answers in words; 0 is greedy."""
     replicas: Annotated[int, Field(ge=1, le=100)] = 1
@@ -112,10 +112,17 @@ class EvaluationSettings(Config):
         return self.wording.get(task, "faithful") if isinstance(self.wording, dict) else self.wording
 
     @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer in words."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return 1024 if self.prompt == "reasoning" else 64 if self.style != "chat" else 32
+
+    @property
     def decoding(self) -> dict[str, Any]:
         """What an answer in words depends on beside model, question, and which of the replicas it is."""
         drawn = {"seed": self.seed} if self.temperature else {}
-        return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens, **drawn}
+        return {"temperature": self.temperature, "max_new_tokens": self.answer_tokens, **drawn}
 
 
 class EvaluationConfig(EvaluationSettings):

@@ -208,7 +208,7 @@ def _ask(
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
         max_batch_tokens=config.max_batch_tokens,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.answer_tokens,
         start_timeout=config.start_timeout,
         temperature=config.temperature,
     )

@@ -43,6 +43,8 @@ _QUIET = {
 SERVING = {
     # Over gRPC a piece of an answer costs less on its way to the gateway than as an object of Ray's.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # By default 4 MiB, which the vectors or log-likelihoods of one request exceed; requests have bounds of their own.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
     # A gateway only passes on, and a model computes in a thread of its engine: Serve's own threads for the code that it
     # runs and for its router would be two more that every piece is handed to.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

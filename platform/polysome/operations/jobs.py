@@ -188,13 +188,15 @@ def evaluate(
 
 def _asked(announce: Announce) -> Callable[[int, int], None]:
     """Announces answers as they come, every few seconds."""
-    started = shown = time.monotonic()
+    started = shown = 0.0
     first: int | None = None
 
     def progress(done: int, total: int) -> None:
-        nonlocal shown, first
-        first = done if first is None else first
+        nonlocal started, shown, first
         now = time.monotonic()
+        if first is None:
+            # Reading the rows took its time before.
+            first, started, shown = done, now, now
         if done > first and (now - shown >= PROGRESS_SECONDS or done == total):
             shown = now
             left = (now - started) / (done - first) * (total - done)

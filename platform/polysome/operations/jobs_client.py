@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polysome.config import ConfigurationError, ResourceError
+from polysome.serving.jobs_api import Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class JobsClient:
 
     Raises:
         ConfigurationError: the token is missing or wrong; the address is none of a Jobs API.
-        ResourceError: nothing answers there.
+        Unreachable: nothing answers there.
     """
 
     def __init__(self, address: str) -> None:
@@ -76,7 +77,7 @@ class JobsClient:
                 if "No available agent" not in str(error):
                     raise
                 if time.monotonic() + pause > deadline:
-                    raise ResourceError(
+                    raise Unreachable(
                         f"the cluster at {self.address} has no node that can take a job",
                         where=self.address,
                         fix="look at its nodes; a second Ray on a machine needs its own --dashboard-agent-listen-port",
@@ -156,7 +157,7 @@ class JobsClient:
         except AuthenticationError as error:
             raise self._refused() from error
         except (ConnectionError, RequestException) as error:
-            raise ResourceError(
+            raise Unreachable(
                 f"no Ray cluster answers at {self.address}",
                 where="--address",
                 fix="start it, forward its port, mend the address",

@@ -22,7 +22,7 @@ from polysome.operations import jobs, provenance, runs
 from polysome.operations.cluster import connect
 from polysome.operations.pipeline_check import build_tokenizer
 from polysome.operations.pipeline_config import MAIN, Asking, PipelineConfig, evaluation_step
-from polysome.operations.pipeline_report import markdown, step_summary, step_title, words
+from polysome.operations.pipeline_report import audit, markdown, step_summary, step_title, words
 from polysome.operations.runs import Run
 from polysome.serving.config import ServeConfig, ServeSettings
 from polysome.specs import dataset
@@ -195,7 +195,10 @@ class _Pipeline:
                 handle.write(text)
             self.announce(f"report: {path}")
         page = join(self.folder, REPORT_FILE)
-        write_page(page, subjects, title=self.config.name, command=provenance.command(), baselines=baselines)
+        leaks = audit(self.config, self.folder)
+        write_page(
+            page, subjects, title=self.config.name, command=provenance.command(), audit=leaks, baselines=baselines
+        )
         self.announce(f"report: {page}")
 
     def _serve(self, export: str) -> None:

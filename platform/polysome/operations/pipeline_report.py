@@ -26,9 +26,7 @@ def markdown(config: PipelineConfig, report: "Report", record: runs.RunRecord, f
         record: of the pipeline's run.
         folder: the pipeline's; its steps tell the rest.
     """
-    # A run folder may hold steps of other recipes too, and some that were not finished.
-    own = {name for name, _ in planned_steps(config)}
-    steps = [(url, step) for url, step in runs.list_steps(folder) if step.name in own and step.status == "finished"]
+    steps = _steps(config, folder)
     lines = [
         f"# {config.name}",
         "",
@@ -37,7 +35,9 @@ def markdown(config: PipelineConfig, report: "Report", record: runs.RunRecord, f
     ]
     lines += [report.markdown().rstrip(), "", *_variant_lines(config), *_ablation_lines(report, config)]
     lines += [line for note in config.notes for line in (note, "")]
-    lines += [*_learning_curves(steps), *_leaks(steps)]
+    lines += _learning_curves(steps)
+    if leaks := _leaks(steps):
+        lines += ["## Leaks between splits", "", *leaks, ""]
     lines += ["## How it was made", "", "| step | what | seconds |", "| --- | --- | ---: |"]
     lines += [f"| {step.name} | {step_summary(step)} | {runs.seconds(step):.0f} |" for _, step in steps]
     return "\n".join([*lines, ""])
@@ -164,6 +164,17 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def audit(config: PipelineConfig, folder: str) -> str:
+    """The leaks between splits as text; empty where no step was audited."""
+    return "\n".join(_leaks(_steps(config, folder)))
+
+
+def _steps(config: PipelineConfig, folder: str) -> list[tuple[str, runs.RunRecord]]:
+    """The recipe's own steps that are finished; a run folder may hold others too."""
+    own = {name for name, _ in planned_steps(config)}
+    return [(url, step) for url, step in runs.list_steps(folder) if step.name in own and step.status == "finished"]
+
+
 def _leaks(steps: Sequence[tuple[str, runs.RunRecord]]) -> list[str]:
     """What the audits of prepared data (`audit: true`) found in common between splits."""
     found: dict[str, DatasetAudit] = {}
@@ -175,4 +186,4 @@ def _leaks(steps: Sequence[tuple[str, runs.RunRecord]]) -> list[str]:
     if not lines:
         return []
     told = "What splits have in common before anything is left out; how much was left out of training stands below."
-    return ["## Leaks between splits", "", told, "", *lines, ""]
+    return [told, "", *lines]

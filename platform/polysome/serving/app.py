@@ -170,6 +170,7 @@ class Gateway:
     """A stateless front: builds the API in its own process, so that nothing of FastAPI is pickled."""
 
     def __init__(self, config: dict[str, Any], fingerprint: str, pool: DeploymentHandle, views: Views) -> None:
+        _tell_in_log()
         self._config = ServeConfig.model_validate(config)
         self._fingerprint, self._views = fingerprint, views
         self._pool: Pool = HandlePool(pool, self._config.name)
@@ -187,6 +188,16 @@ class Gateway:
         )
         # Outside of the application, so that what it refuses costs nothing, and its own failures get the headers too.
         return Requests(Guard(create_api(context), Access.of(self._config), rejected))
+
+
+def _tell_in_log() -> None:
+    """Write the lines of requests and the causes of refusals to the process' log, which Ray keeps with its others."""
+    ours = logging.getLogger("polysome")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        ours.addHandler(handler)
 
 
 def build(config: ServeConfig, views: Views | None = None) -> Application:
@@ -264,6 +275,9 @@ def start(config: ServeConfig, views: Views | None = None) -> str:
     import httpx
 
     config = check(config)
+    if config.adapters:
+        # Warns of those that will not be offered.
+        Registry(config.adapters, base=model_fingerprint(config.model)).list()
     # Serve's progress lines; what matters is told by the caller, problems still show.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(

@@ -14,6 +14,7 @@ import polysome
 from polysome.config import PolysomeError
 from polysome.serving import batch_api, jobs_api, openai_api, pages, predict_api, reports_api
 from polysome.serving.context import Context
+from polysome.serving.jobs_api import UNAVAILABLE
 from polysome.serving.metrics import Reason, rejected
 from polysome.serving.protocol import ApiError, ErrorBody, as_api_error, from_validation, internal_error
 from polysome.serving.readiness import Readiness
@@ -67,7 +68,8 @@ def create_api(context: Context) -> FastAPI:
 
 def _map_errors(api: FastAPI) -> None:
     def respond(error: ApiError) -> Response:
-        if error.status in _REJECTED:
+        # A cluster of jobs that is gone says nothing of the models.
+        if error.status in _REJECTED and error.code != UNAVAILABLE:
             rejected(_REJECTED[error.status])
         # ASCII: a message may repeat halves of characters that the caller sent, which UTF-8 cannot hold.
         return Response(json.dumps(error.body()), error.status, error.headers, "application/json")

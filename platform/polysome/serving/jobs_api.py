@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from polysome.serving.context import Context
 
 MAX_TAIL = 10_000
+UNAVAILABLE = "jobs_unavailable"
 
 log = logging.getLogger(__name__)
 
 
 class UnknownJob(ConfigurationError):
     """There is no job of that id."""
+
+
+class Unreachable(ResourceError):
+    """The cluster that runs the jobs does not answer, or has no node for them."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Jobs(Protocol):
         ...
 
     def submit(self, recipe: str, parameters: Mapping[str, Any], *, team: str, user: str) -> JobStatus:
-        """Raises ConfigurationError for an unknown recipe or a parameter it does not take; ResourceError if the
-        cluster cannot be reached."""
+        """Raises ConfigurationError for an unknown recipe or a parameter it does not take; Unreachable if the
+        cluster is."""
         ...
 
     def list(self, *, team: str | None) -> list[JobStatus]:
@@ -106,12 +111,12 @@ def _reachable() -> Iterator[None]:
     """Tell callers that it is the cluster of the jobs that is not to be had, and the operators where it should be."""
     try:
         yield
-    except ResourceError as error:
+    except Unreachable as error:
         log.error("jobs: %s", error)
         raise ApiError(
             503,
             "the cluster that runs the jobs cannot be reached or has no node for them now; models are served as before",
-            code="jobs_unavailable",
+            code=UNAVAILABLE,
             headers={"retry-after": "30"},
         ) from error
 

@@ -1,6 +1,7 @@
 """An evaluation in this process with a fake engine: what is asked, kept, refused, measured and told."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -262,6 +263,36 @@ def test_scores_relative_to_the_question_without_molecules(
     assert plain.asked == 48
     assert lines(tmp_path)[-1]["scores"][2] == max(lines(tmp_path)[-1]["scores"])
     assert plain.tasks[0].measurement is plain.tasks[0].scored
+
+
+def test_a_question_without_molecules_that_fails_costs_its_rows_alone(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+) -> None:
+    name = declare("multiclass")
+
+    class Bare(FakeEngine):
+        """Cannot read one wording of the question without a molecule."""
+
+        unread = ""
+
+        def score(self, conversations: Sequence[Conversation], choices: Sequence[str]) -> list[Scores]:
+            for conversation in conversations:
+                text = conversation[-1]["content"]
+                if not re.search("[ACGTU]{6}", text):
+                    self.unread = self.unread or text
+                    if text == self.unread:
+                        raise ValueError("no molecule")
+            return super().score(conversations, choices)
+
+    in_process(Bare("It is tRNA."))
+    settings = {"modes": ["scores"], "baselines": [], "calibration_rows": 0, "prior_correction": True}
+    [result] = evaluated(recipe(name, **settings), tmp_path).tasks
+    assert 0 < result.errors < 48
+    failed = [line["error"] for line in lines(tmp_path) if line["error"]]
+    assert len(failed) == result.errors
+    assert {error[:35] for error in failed} == {"the question without its molecules: "[:35]}
 
 
 def test_a_bias_towards_one_answer_is_found_on_dev_and_told_beside_the_scores(

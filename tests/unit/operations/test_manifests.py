@@ -76,6 +76,8 @@ def test_nothing_is_kept_that_has_no_work() -> None:
 def test_workers_on_a_node_have_the_variables_of_a_local_ray(kind: str) -> None:
     start = yaml.safe_load((ROOT / "cluster.yaml").read_text())[f"{kind}_start_ray_commands"][-1].split()
     assert {f"{name}={value}" for name, value in (THREAD_PINS | SERVING).items()} <= set(start[: start.index("ray")])
+    # Where `import_path: serve.app:application` is found.
+    assert "PYTHONPATH=/home/ray/polysome" in start
 
 
 def test_the_nodes_install_what_is_locked() -> None:

@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
@@ -14,7 +15,7 @@ from recorded_meters import recorded
 
 from polysome.config import ConfigurationError, ResourceError
 from polysome.inference.asynchronous import Delta, Traced
-from polysome.inference.engine import Generation, Sampling
+from polysome.inference.engine import Embeddings, Generation, Sampling, Scores
 from polysome.serving import app
 from polysome.serving.app import HandlePool
 from polysome.serving.calls import Overloaded, Target
@@ -64,7 +65,7 @@ class Handle:
     def generate(self) -> Any:
         return SimpleNamespace(remote=self.remote)
 
-    stream = trace = generate
+    stream = trace = score = embed = generate
 
 
 def ask(handle: Handle, *, stream: bool) -> list[Delta]:
@@ -132,3 +133,39 @@ def test_a_second_address_is_refused_before_anything_is_deployed(monkeypatch, ho
     monkeypatch.setattr("ray.serve.context._get_global_client", lambda: running)
     with pytest.raises(ConfigurationError, match=f"listens on {host}:{port} already, not on 127.0.0.1:8000"):
         app.start(ServeConfig(model="unused"))
+
+
+def test_scores_and_vectors_count_what_was_read() -> None:
+    async def ask_for(outcome: Any) -> None:
+        pool: Any = HandlePool(Handle(outcome), "tiny")  # type: ignore[arg-type]
+        target = Target(time.time() + 10)
+        if isinstance(outcome, Scores):
+            assert await pool.score("abc", ["a", "bc"], target) == outcome
+        else:
+            assert await pool.embed(["a", "bc"], "mean", target) == outcome
+
+    for outcome, read in ((Scores((-1.0, -2.0), (1, 2), 5), 8), (Embeddings(np.zeros((2, 4), np.float32), (1, 2)), 3)):
+        with recorded() as measured:
+            asyncio.run(ask_for(outcome))
+        assert measured == {"polysome_prompt_tokens_total": {("tiny", ""): [read]}}
+
+
+def test_a_caller_that_leaves_cancels_what_it_asked() -> None:
+    class Endless(Response):
+        def __await__(self) -> Any:
+            return asyncio.sleep(60).__await__()
+
+    answer = Endless(None)
+    handle = Handle()
+    handle.remote = lambda *arguments: answer  # type: ignore[method-assign]
+
+    async def leave() -> None:
+        pool: Any = HandlePool(handle, "tiny")  # type: ignore[arg-type]
+        asked = asyncio.ensure_future(pool.score("abc", ["a"], Target(time.time() + 10)))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+
+    asyncio.run(leave())
+    assert answer.cancelled

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from polysome.config import ResourceError
-from polysome.serving.jobs_api import router
+from polysome.serving.jobs_api import Unreachable, router
 from polysome.serving.protocol import ApiError
 
 
@@ -79,8 +79,11 @@ def test_a_server_without_a_cluster_says_so():
 
 
 def test_a_cluster_that_is_gone_is_named_without_its_address(caplog):
-    gone = ResourceError("no Ray cluster answers at http://10.0.0.7:8265", where="--address", fix="start it")
+    gone = Unreachable("no Ray cluster answers at http://10.0.0.7:8265", where="--address", fix="start it")
     refused = client(FakeJobs(error=gone)).get("/v1/jobs")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "jobs_unavailable")
     assert "10.0.0.7" not in refused.text
     assert "10.0.0.7" in caplog.text
+    # What the cluster itself says is another matter.
+    with pytest.raises(ResourceError, match="has no job"):
+        client(FakeJobs(error=ResourceError("the cluster has no job, and so no log, of run a"))).get("/v1/jobs")
