@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights, written as a stage exports it."""
+"""A tiny Llama with random weights, and adapters of it, written as a stage exports them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,4 +16,25 @@ def write_llama(folder: Path, tokenizer: str, **fields: Any) -> str:
     config = LlamaConfig(vocab_size=len(loaded), num_key_value_heads=2, **sizes, **ids, **fields)
     LlamaForCausalLM(config).save_pretrained(folder)
     loaded.save_pretrained(folder)
+    return str(folder)
+
+
+def write_lora(base: str, folder: Path, *, seed: int) -> str:
+    """Write an adapter of a model folder whose matrices are not zero, as training writes it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from polysome.models.trainability import Rule, apply
+    from polysome.training.adapter import write_adapter
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    apply(
+        model, [Rule(match="q_proj|up_proj", mode="lora", rank=4, alpha=4.0), Rule(match=".", mode="frozen")], seed=seed
+    )
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(0.2 * torch.randn_like(value))
+    assert write_adapter(model, str(folder), base=base)
     return str(folder)

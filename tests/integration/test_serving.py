@@ -15,6 +15,9 @@ from ports import free_port
 from servers import hear_interrupts
 
 from polysome.config import ConfigurationError, DataError, ResourceError
+from polysome.evaluation.config import EvaluationConfig
+from polysome.evaluation.run import evaluate
+from polysome.evaluation.samples import SAMPLES_FILE, read_samples
 from polysome.inference.batch import BatchEngine
 from polysome.inference.endpoint import Endpoint
 from polysome.inference.engine import open_engine
@@ -84,6 +87,26 @@ def test_an_engine_scores_through_the_server_what_the_model_scores_itself(served
     assert found.sums == pytest.approx(own.sums, abs=1e-4)
     refused = httpx.post(f"{url}/v1/score", json={"messages": conversation, "choices": [""]}, timeout=60)
     assert refused.status_code == 400
+
+
+def test_an_evaluation_of_the_server_measures_what_one_of_the_folder_does(served, model_folder, tmp_path):
+    """Answers and scores of its address, asked by evaluation actors, are those of the model folder."""
+    url, _ = served
+    settings = {"modes": ["text", "scores"], "limit": 6, "prior_correction": True, "max_new_tokens": 6}
+    settings |= {"calibration_rows": 0, "baselines": [], "actors": 1, "prompt": "none", "resamples": 100}
+    found = {}
+    for name, model in (("served", Endpoint(url=f"{url}/v1", model="tiny")), ("own", model_folder)):
+        config = EvaluationConfig(name=name, model=model, tasks=["planted_promoter"], **settings)
+        evaluation = evaluate(config, str(tmp_path / name), shared=str(tmp_path / "shared"))
+        assert (evaluation.asked, evaluation.tasks[0].errors, evaluation.tasks[0].measurement.n) == (12, 0, 6)
+        samples = read_samples(str(tmp_path / name / SAMPLES_FILE))
+        found[name] = {(sample.id, sample.mode): sample for sample in samples}
+    assert found["served"].keys() == found["own"].keys()
+    assert len({round(own.scores[0], 3) for own in found["own"].values() if own.scores}) > 1
+    for place, own in found["own"].items():
+        told = found["served"][place]
+        assert (told.input, told.model_output) == (own.input, own.model_output)
+        assert told.scores == (own.scores and pytest.approx(own.scores, abs=1e-4))
 
 
 def test_what_many_ask_at_once_equals_what_each_asks_alone(served):

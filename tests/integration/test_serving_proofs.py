@@ -9,22 +9,17 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-import torch
 from ports import free_port
-from served_model import write_llama
-from transformers import AutoModelForCausalLM
+from served_model import write_llama, write_lora
 
 from polysome.inference.batch import BatchEngine
-from polysome.models.trainability import Rule, apply
 from polysome.serving.adapters import Registry
 from polysome.serving.config import Autoscaling, Limits, ServeConfig
-from polysome.training.adapter import write_adapter
 
 pytestmark = pytest.mark.ray
 
@@ -39,21 +34,6 @@ def model_folder(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) 
     return write_llama(folder, tiny_tokenizer, max_position_embeddings=CONTEXT, initializer_range=0.5)
 
 
-def lora(base: str, folder: Path, seed: int) -> str:
-    """An adapter whose matrices are not zero, as training writes it."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    apply(
-        model, [Rule(match="q_proj|up_proj", mode="lora", rank=4, alpha=4.0), Rule(match=".", mode="frozen")], seed=seed
-    )
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.2 * torch.randn_like(value))
-    assert write_adapter(model, str(folder), base=base)
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def adapters(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
     """A registry with `one` and `two`, and the folders that they were published from."""
@@ -61,7 +41,7 @@ def adapters(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tup
     registry = Registry(str(root / "published"))
     folders = {}
     for seed, name in enumerate(("one", "two")):
-        folders[name] = lora(model_folder, root / name, seed)
+        folders[name] = write_lora(model_folder, root / name, seed=seed)
         registry.publish(folders[name], name)
     return str(root / "published"), folders
 
@@ -170,7 +150,10 @@ def test_a_rolling_update_under_load_fails_no_request(served, model_folder):
 def test_an_adapter_is_published_and_rolled_back_under_load(served, model_folder, adapters, tmp_path):
     url, _ = served
     registry = Registry(adapters[0])
-    first, second = lora(model_folder, tmp_path / "first", 11), lora(model_folder, tmp_path / "second", 12)
+    first, second = (
+        write_lora(model_folder, tmp_path / "first", seed=11),
+        write_lora(model_folder, tmp_path / "second", seed=12),
+    )
     registry.publish(first, "fresh")
     told = {"first": greedy(model_folder, first), "second": greedy(model_folder, second)}
     assert told["first"] != told["second"]

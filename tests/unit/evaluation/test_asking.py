@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from recorded_meters import recorded
+from served_model import write_llama, write_lora
 from tiny_tasks import labelled, rows_of
 
 from polysome.config import ConfigurationError, DataError, ResourceError, validate
@@ -16,13 +17,16 @@ from polysome.evaluation import actors, run
 from polysome.evaluation.actors import ActorOptions, Answered, Answerer, Batch, Refusal, ask
 from polysome.evaluation.answers import read_answers
 from polysome.evaluation.baselines import Baselines, _read_and_fit
+from polysome.evaluation.choices import choices
 from polysome.evaluation.config import EvaluationConfig
 from polysome.evaluation.questions import sample_key
 from polysome.evaluation.results import RESULTS_FILE
 from polysome.evaluation.run import Evaluation, evaluate, read_evaluation
 from polysome.evaluation.samples import SAMPLES_FILE
+from polysome.inference.batch import BatchEngine
 from polysome.inference.engine import Conversation, Generation, Scores
 from polysome.inference.fake import FakeEngine
+from polysome.inference.folder import adapter_fingerprint
 from polysome.specs import dataset
 
 TOLD = {
@@ -202,6 +206,45 @@ def test_what_is_asked_follows_the_recipe_and_only_what_changed_is_asked_again(
         ("scores", "test"),
         ("scores", "dev"),
     }
+
+
+def test_a_folder_with_an_adapter_is_another_model_and_asked_anew(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tiny_tokenizer: str,
+    tmp_path: Path,
+) -> None:
+    model = write_llama(tmp_path / "model", tiny_tokenizer, max_position_embeddings=512, initializer_range=0.5)
+    adapter = write_lora(model, tmp_path / "adapter", seed=0)
+    settings = {"limit": 6, "modes": ["text", "scores"], "calibration_rows": 2, "prompt": "none", "baselines": []}
+    plain = recipe(declare("binary"), max_new_tokens=4, **settings).model_copy(update={"model": model})
+    tuned = plain.model_copy(update={"adapter": adapter})
+    out = tmp_path / "out"
+    first, second = evaluated(plain, out), evaluated(tuned, out)
+    assert [(one.asked, one.reused, one.tasks[0].errors) for one in (first, second)] == [(14, 0, 0)] * 2
+    assert (second.adapter, second.adapter_fingerprint) == (adapter, adapter_fingerprint(adapter))
+    assert first.adapter_fingerprint is None
+    assert second.model_fingerprint == first.model_fingerprint
+
+    told = lines(out)
+    assert len({line["key"] for line in told}) == 28
+    without, with_adapter = ({(line["id"], line["mode"]): line for line in part} for part in (told[:14], told[14:]))
+    assert without.keys() == with_adapter.keys()
+    engine = BatchEngine(model, adapter=adapter)
+    closed = choices(dataset("tiny_binary"), [], seed=plain.seed)
+    for place, line in with_adapter.items():
+        assert line["input"] == without[place]["input"]
+        asked = [chat(line["input"])]
+        if line["mode"] == "scores":
+            expected = closed.read(engine.score(asked, closed.texts)[0].sums, None)
+            assert line["scores"] == pytest.approx(expected, abs=1e-3)
+            assert line["scores"] != pytest.approx(without[place]["scores"], abs=0.1)
+        else:
+            assert line["model_output"] == engine.generate(asked, max_new_tokens=4)[0].text
+            assert line["model_output"] != without[place]["model_output"]
+    for config in (tuned, plain):
+        again = evaluated(config, out)
+        assert (again.asked, again.reused) == (0, 14)
 
 
 def test_replicas_are_drawn_apart_kept_apart_and_measured_together(
