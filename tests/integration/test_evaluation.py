@@ -157,8 +157,8 @@ def test_answers_and_scores_are_those_of_the_engine_and_results_are_whole(
     assert set(binary.measurement.subsets) == {"a", "b"}
     assert set(binary.baselines) == {"majority", "kmer"}
     assert set(number.baselines) == {"mean", "kmer"}
-    # The row that is too long could be asked neither in words nor for scores.
-    assert (binary.errors, number.errors) == (2, 0)
+    # The row that is too long could be asked neither in words nor for scores, and is one row.
+    assert (binary.errors, number.errors) == (1, 0)
     assert f"the model's context is {CONTEXT}" in " ".join(reason for reason, _ in binary.error_reasons)
     assert binary.calibration is not None
     assert binary.calibration.dev_n == ROWS // 2

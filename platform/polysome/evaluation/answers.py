@@ -14,6 +14,7 @@ import numpy as np
 from polysome.data.reasoning import check
 from polysome.data.render import choose, messages
 from polysome.evaluation.measure import measure, predictions_of
+from polysome.evaluation.metrics import Floats
 from polysome.evaluation.parsers import Parser, Prediction, parser
 from polysome.evaluation.prompts import CLOSED_LLM_SYSTEM_PROMPT
 from polysome.evaluation.questions import sample_key
@@ -176,9 +177,10 @@ def _gives(task: Task, rows: Sequence[Answered], result: TaskResult) -> bool:
     expected = result.styles.get("strict", result.scored)
     if expected is None or expected.n != len(rows):
         return False
-    told = [row.strict for row in rows]
-    value = measure(task, [row.label for row in rows], told, style=expected.style, seed=0, resamples=0).value.value
-    return value == expected.value.value or math.isclose(value, expected.value.value, abs_tol=1e-9)
+    labels, told = [row.label for row in rows], [row.strict for row in rows]
+    scores = None if result.styles else score_table(rows)
+    value = measure(task, labels, told, style=expected.style, scores=scores, seed=0, resamples=0).value.value
+    return np.isclose(value, expected.value.value, rtol=1e-9, atol=1e-9, equal_nan=True).item()
 
 
 def _scored_alone(task: Task, rows: list[Answered]) -> list[Answered]:
@@ -191,12 +193,15 @@ def _scored_alone(task: Task, rows: list[Answered]) -> list[Answered]:
 
 def label_of_scores(task: Task, rows: Sequence[Answered]) -> list[Prediction]:
     """The label that each row's scores speak for; None where it was not scored."""
+    table = score_table(rows)
+    return [None] * len(rows) if table is None else predictions_of(task, table)
+
+
+def score_table(rows: Sequence[Answered]) -> Floats | None:
+    """float64 [rows, classes or outputs], nan where a row was not scored; None where none was."""
     width = max((len(row.scores) for row in rows if row.scores is not None), default=0)
-    if not width:
-        return [None] * len(rows)
     blank = (math.nan,) * width
-    table = np.array([blank if row.scores is None else row.scores for row in rows], dtype=np.float64)
-    return predictions_of(task, table)
+    return np.array([row.scores or blank for row in rows], dtype=np.float64) if width else None
 
 
 def _shortened(match: re.Match[str]) -> str:

@@ -88,14 +88,14 @@ def calibrate(
     task: Task,
     labels: Sequence[Value | str],
     scores: Floats,
-    dev: tuple[Sequence[Value | str], Floats] | None,
+    dev: tuple[Sequence[Value | str], Floats] | str,
 ) -> Calibration | None:
     """Measure the calibration of test scores, and again after a fit on dev scores.
 
     Args:
         labels: of the test rows.
         scores: [n, classes] log-likelihoods (binary: negative, positive); a row that is not finite was not scored.
-        dev: labels and scores of the dev rows; None where the task has none.
+        dev: labels and scores of the dev rows, or why there are none.
 
     Returns:
         None where the task is not one of classes. For two classes the probability is that of the positive one, for more
@@ -105,14 +105,14 @@ def calibrate(
         return None
     binary = isinstance(task.label, BinaryLabel)
     targets, logits, lost = _scored(labels, scores)
-    notes = [f"{lost} rows have no scores and are left out"] if lost else []
+    notes = [f"{lost} rows have no scores and are left out of the calibration"] if lost else []
     before = _reliability_of(targets, _probabilities(logits), binary)
-    dev_targets, dev_logits, dev_lost = _scored(*dev) if dev else (targets[:0], logits[:0], 0)
+    dev_targets, dev_logits, dev_lost = (targets[:0], logits[:0], 0) if isinstance(dev, str) else _scored(*dev)
     if dev_lost:
-        notes.append(f"{dev_lost} dev rows have no scores and are left out")
-    refusal = _refusal(dev is not None, dev_targets)
-    if refusal:
-        return Calibration(None, {}, len(targets), len(dev_targets), before, None, (*notes, refusal))
+        notes.append(f"{dev_lost} dev rows have no scores and are left out of the calibration")
+    if refusal := _refusal(dev, dev_targets):
+        notes.append(f"not calibrated: {refusal}")
+        return Calibration(None, {}, len(targets), len(dev_targets), before, None, tuple(notes))
     if binary:
         slope, offset = fit_platt(dev_targets, dev_logits[:, 1] - dev_logits[:, 0])
         parameters = {"slope": slope, "offset": offset}
@@ -156,12 +156,10 @@ def fit_platt(labels: NDArray[np.int64], margins: Floats) -> tuple[float, float]
     return float(slope / scale), float(offset - slope * centre / scale)
 
 
-def _refusal(has_dev: bool, labels: NDArray[np.int64]) -> str | None:
-    if not has_dev:
-        return "not calibrated: the task has no dev split to fit on"
-    if len(np.unique(labels)) < 2:
-        return f"not calibrated: the {len(labels)} dev rows hold fewer than two classes"
-    return None
+def _refusal(dev: object, labels: NDArray[np.int64]) -> str | None:
+    if isinstance(dev, str):
+        return dev
+    return f"the {len(labels)} dev rows hold fewer than two classes" if len(np.unique(labels)) < 2 else None
 
 
 def _scored(labels: Sequence[Value | str], scores: Floats) -> tuple[NDArray[np.int64], Floats, int]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from polysome.config import ConfigurationError, DataError
 from polysome.evaluation import statistics
-from polysome.evaluation.answers import Answered, label_of_scores, read_answers
+from polysome.evaluation.answers import Answered, label_of_scores, read_answers, score_table
 from polysome.evaluation.baselines import BASELINES_FOLDER, read_predictions
 from polysome.evaluation.measure import SCALE, Measurement, Style, without_nan
 from polysome.evaluation.measure import compare as paired
+from polysome.evaluation.metrics import Floats
 from polysome.evaluation.parsers import Prediction
 from polysome.evaluation.report import omics_groups, title_of
 from polysome.evaluation.results import Evaluation, TaskResult, read_evaluation
@@ -250,10 +251,11 @@ def _pair(
     known = [mine[key].group for key in ids if mine[key].group is not None]
     groups = np.array(known, dtype=np.int64) if len(known) == len(ids) else None
     told = [_read(name, item, rows, ids) for item, rows in ((first, mine), (second, theirs))]
+    scores = (_scores(first, mine, ids), _scores(second, theirs, ids))
     labels = [mine[key].label for key in ids]
     style = first.style
     values = [_value(item, result) for item, result in ((first, one), (second, other))]
-    difference = paired(task, labels, *told, style=style, groups=groups, seed=seed, resamples=resamples)
+    difference = paired(task, labels, *told, style=style, scores=scores, groups=groups, seed=seed, resamples=resamples)
     if not math.isclose(difference.value, values[0] - values[1], abs_tol=1e-9) and not math.isnan(difference.value):
         raise DataError(
             f"the {style} answers are {difference.value:.6f} apart, the results {values[0] - values[1]:.6f}",
@@ -281,6 +283,12 @@ def _read(name: str, item: Contestant, rows: Mapping[str, Answered], ids: Sequen
     task = dataset(name).task
     assert task is not None
     return label_of_scores(task, [rows[key] for key in ids])
+
+
+def _scores(item: Contestant, rows: Mapping[str, Answered], ids: Sequence[str]) -> Floats | None:
+    if item.style != "scored" or item.baseline:
+        return None
+    return score_table([rows[key] for key in ids])
 
 
 def _baseline_rows(contestant: Contestant, folder: str, name: str, baseline: str) -> list[Answered]:
@@ -314,6 +322,13 @@ def _notes(contestants: Sequence[Contestant]) -> list[str]:
     for left_out in sorted(task for task in {*chain(*tasks)} if not all(task in own for own in tasks)):
         have = ", ".join(item.name for item, own in zip(contestants, tasks, strict=True) if left_out in own)
         notes.append(f"{title_of(left_out)} has answers of {have} alone.")
+    for name in dict.fromkeys(chain(*tasks)) if contestants[0].style == "scored" else ():
+        task = dataset(name).task
+        trivial = [item.name for item, own in zip(contestants, tasks, strict=True) if item.baseline and name in own]
+        if trivial and task is not None and task.label.kind == "multilabel":
+            notes.append(
+                f"{title_of(name)}: {', '.join(trivial)} says sets without scores; the others' scores are measured."
+            )
     if limit := contestants[0].evaluation.settings.get("limit"):
         notes.append(f"At most {limit} rows of each task, for trying out.")
     return notes

@@ -1,7 +1,7 @@
 """Measurement: a task's labels and parsed answers in, its metrics with intervals, n and parse rate out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from polysome.evaluation import metrics, statistics
 from polysome.evaluation.metrics import Floats
 from polysome.evaluation.mixed import LARGEST
 from polysome.evaluation.official import WRONG, Prediction
-from polysome.evaluation.quantities import Quantity, Style, decided, is_error, quantities, scored_quantities
+from polysome.evaluation.quantities import SCORED, Quantity, Style, decided, is_error, quantities, scored_quantities
 from polysome.evaluation.rows import ClassRows, NumberRows, Rows, SetRows, TextRows, rows_of, says_one
 from polysome.specs import BinaryLabel, MulticlassLabel, MultilabelLabel, Task, Value
 
@@ -20,6 +20,8 @@ __all__ = ["SCALE", "Estimate", "Measurement", "Style", "compare", "is_error", "
 
 SCALE = 100
 """Reported values are the raw ones times this, with two decimals (XP-4)."""
+_SHOWN_NAMES = 20
+"""Of the classes that a note names, at most; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def measure(
         task: says the metric and the label's kind.
         labels: one decoded label per row; of a generation the text.
         predictions: the same, or None (or a marker of the official parser) where the answer says none.
-        style: how the answers were read.
+        style: how the answers were read; the value of a multilabel task that is `scored` is that of the scores
+            themselves, since a set is more than the likeliest class.
         scores: [n, classes] log-likelihoods (binary: negative, positive), or [n] or [n, outputs] expected numbers; a
             row with a nan was not scored and counts as wrong. They give the metrics whose id ends in `_scored`.
         groups: [n], the leakage group of each row; intervals then come from resampling whole groups.
@@ -133,7 +136,10 @@ def measure(
     if n:
         found = quantities(task, rows, style) | (scored_quantities(task, rows, scores) if scores is not None else {})
     estimates = _estimates(found, n, groups, resamples, seed)
-    value = estimates.pop(task.metric, Estimate(math.nan, math.nan, math.nan))
+    headline = _headline(task, style, scores)
+    value = estimates.get(headline, Estimate(math.nan, math.nan, math.nan))
+    if headline == task.metric:
+        estimates.pop(headline, None)
     names = sorted({name for name in subsets or [] if name is not None})
 
     def part(name: str) -> Measurement:
@@ -170,17 +176,20 @@ def compare(
     second: Sequence[Prediction],
     *,
     style: Style = "strict",
+    scores: tuple[Floats | None, Floats | None] = (None, None),
     groups: NDArray[np.int64] | None = None,
     seed: int,
     resamples: int = 1000,
 ) -> statistics.Difference:
     """How far two systems are apart by the task's metric on the same rows, by the paired bootstrap.
 
-    Arguments and errors as of `measure`.
+    Arguments and errors as of `measure`; `scores` are those of the first and of the second.
     """
     if not len(labels):
         return statistics.Difference(*(math.nan,) * 5)
-    one, other = (quantities(task, rows_of(task, labels, told), style)[task.metric] for told in (first, second))
+    one, other = (
+        _headline_quantity(task, labels, told, style, own) for told, own in zip((first, second), scores, strict=True)
+    )
     if one.resampled is None or other.resampled is None:
         return statistics.Difference(one.value - other.value, *(math.nan,) * 4)
     return statistics.difference(
@@ -205,6 +214,21 @@ def predictions_of(task: Task, scores: Floats) -> list[Prediction]:
         none = float(len(label.classes)) if isinstance(label, MultilabelLabel) else math.inf
         return [None if math.isnan(place) else () if place == none else (place,) for place in best.tolist()]
     return [None if any(map(math.isnan, row)) else tuple(row) for row in table.tolist()]
+
+
+def _headline(task: Task, style: Style, scores: Floats | None) -> str:
+    """Id of the metric that is the task's value."""
+    ranked = style == "scored" and scores is not None and isinstance(task.label, MultilabelLabel)
+    return f"{task.metric}{SCORED}" if ranked else task.metric
+
+
+def _headline_quantity(
+    task: Task, labels: Sequence[Value | str], told: Sequence[Prediction], style: Style, scores: Floats | None
+) -> Quantity:
+    rows, headline = rows_of(task, labels, told), _headline(task, style, scores)
+    if headline == task.metric or scores is None:
+        return quantities(task, rows, style)[task.metric]
+    return scored_quantities(task, rows, scores)[headline]
 
 
 def _estimates(
@@ -234,23 +258,32 @@ def _notes(
 ) -> list[str]:
     notes = ["no answer could be parsed"] if said == 0 else []
     if isinstance(rows, ClassRows):
-        told = metrics.resolved(rows.labels, rows.predictions, rows.classes).astype(float)
-        if task.metric == "mcc":
-            notes += [
-                f"all {name} are the same class: MCC undefined, counted 0"
-                for name, values in (("labels", rows.labels), ("answers", told))
-                if metrics.is_constant(values)
-            ]
+        notes += _class_notes(task, rows, scores, said)
     elif isinstance(rows, NumberRows):
         notes += _number_notes(task, rows) if said else []
     elif isinstance(rows, SetRows):
-        notes += _column_notes(task, rows, style)
+        notes += _column_notes(rows, scores, style)
     elif isinstance(rows, TextRows) and said < len(predictions):
         notes.append(f"{len(predictions) - said} answers are empty and score 0")
     notes += _official_notes(task, predictions, style)
     if scores is not None and (lost := int(np.isnan(scores.reshape(len(scores), -1)).any(axis=1).sum())):
         notes.append(f"{lost} rows have no scores and count as wrong in the score-based metrics")
     return notes
+
+
+def _class_notes(task: Task, rows: ClassRows, scores: Floats | None, said: int) -> Iterator[str]:
+    told = metrics.resolved(rows.labels, rows.predictions, rows.classes).astype(float)
+    for name, values in (("labels", rows.labels), *([("answers", told)] if said else [])):
+        if metrics.is_constant(values):
+            yield f"all {name} are the same class: MCC undefined, counted 0"
+    if scores is None:
+        return
+    if metrics.is_constant(rows.labels):
+        yield "all labels are the same class: AUROC and AUPRC undefined"
+    elif isinstance(task.label, MulticlassLabel):
+        lost = [name for place, name in enumerate(task.label.classes) if place not in rows.labels]
+        if lost:
+            yield f"no label is {_listed(lost)}: left out of the means of AUROC and AUPRC"
 
 
 def _number_notes(task: Task, rows: NumberRows) -> list[str]:
@@ -266,15 +299,21 @@ def _number_notes(task: Task, rows: NumberRows) -> list[str]:
     return notes
 
 
-def _column_notes(task: Task, rows: SetRows, style: Style) -> list[str]:
-    if task.metric != "auc":
-        return []
+def _column_notes(rows: SetRows, scores: Floats | None, style: Style) -> list[str]:
     both = metrics.has_both(rows.labels)
     lost = [name for name, defined in zip(rows.columns, both, strict=True) if not defined]
     if not lost:
         return []
-    outcome = "the official AUC is undefined" if style == "official" else "left out of the mean"
-    return [f"one class alone in {', '.join(lost)}: AUC undefined, {outcome} (A-116)"]
+    undefined = "AUC" if scores is None else "AUC and AUPRC"
+    outcome = "left out of the mean" if both.any() else "and so the mean"
+    if style == "official":
+        outcome = "the official AUC is undefined"
+    return [f"one class alone in {_listed(lost)}: {undefined} undefined, {outcome} (A-116)"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} others" if more > 0 else "")
 
 
 def _official_notes(task: Task, predictions: Sequence[Prediction], style: Style) -> list[str]:

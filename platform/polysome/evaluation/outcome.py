@@ -83,12 +83,16 @@ def outcome(
         scores = _scores(planned, planned.questions["scores"], known)
         headline = predictions_of(task, scores), scores
         scored = measured(headline[0], "scored", scores)
-        held_out = (dev_labels, _scores(planned, dev, known)) if dev and dev[0].mode == "scores" else None
+        missing = planned.calibration if isinstance(planned.calibration, str) else "no dev row was asked"
+        held_out = (dev_labels, _scores(planned, dev, known)) if dev and dev[0].mode == "scores" else missing
         calibration = calibrate(task, labels, scores, held_out)
         if calibration and calibration.method == "platt":
             value = measured(_calibrated(scores, calibration), "scored", scores).value
             scored = replace(scored, extras={**scored.extras, f"{task.metric}{CALIBRATED}": value})
-    texts = [known[item.key].model_output for item in planned.questions.get("text", [])]
+    said = [known[item.key] for item in planned.questions.get("text", [])]
+    texts = [sample.model_output for sample in said]
+    if cut := sum(sample.finish_reason == "length" for sample in said):
+        notes.append(f"{cut} of {len(said)} answers were cut at {config.answer_tokens} tokens (max_new_tokens)")
     for style in STYLES if texts else ():
         parse = parsers.parser(task, style=style, sentiment=sentiment)
         told = [None if text is None else parse(text) for text in texts]
@@ -110,9 +114,11 @@ def outcome(
             if config.replicas > 1:
                 asked = f"{config.replicas} answers to each question at temperature {config.temperature:g}"
                 notes.append(f"{asked}: {agreement(task, rows)}")
-    failed = {
-        (item.mode, item.id): sample.error for item in planned.asked if (sample := known[item.key]).error is not None
-    }
+    failed, lost = _failures(planned, known)
+    if lost:
+        notes.append(f"{lost} answers to rows that other replicas answered are missing: they could not be asked")
+    if unasked := [error for item in dev if (error := known[item.key].error) is not None]:
+        notes.append(f"{len(unasked)} of {len(dev)} dev questions could not be asked ({unasked[0]})")
     reasons = Counter(failed.values())
     return TaskResult(
         dataset=spec.name,
@@ -140,6 +146,22 @@ def outcome(
         empty=sum(text is not None and not text.strip() for text in texts),
         notes=tuple(notes),
     )
+
+
+def _failures(planned: PlannedTask, known: Mapping[str, Sample]) -> tuple[dict[str, str], int]:
+    """Why a row could not be asked in a mode, by its id, the first mode's reason; and how many answers of replicas are
+    missing beside others of their row."""
+    failed: dict[str, str] = {}
+    lost = 0
+    for items in planned.questions.values():
+        answered = {item.id for item in items if known[item.key].error is None}
+        for item in items:
+            error = known[item.key].error
+            if error is not None and item.id in answered:
+                lost += 1
+            elif error is not None:
+                failed.setdefault(item.id, error)
+    return failed, lost
 
 
 def _scores(planned: PlannedTask, asked: Sequence[Question], known: Mapping[str, Sample]) -> NDArray[np.float64]:
@@ -181,6 +203,7 @@ def _slices(
             planned.task,
             labels,
             predictions,
+            style="strict" if scores is None else "scored",
             scores=scores,
             groups=planned.groups,
             seed=config.seed,

@@ -1,9 +1,9 @@
 """Strict parsers: an answer's text in, a label or None (unparsable) out (AMB-9).
 
 What is parsed is the final answer: the text after `</think>`, and within it first a JSON answer (A-107), then a boxed
-one (E-4), then what follows the last "answer is", "Answer:" or "Final answer:" (A-106). Words count whole, negation
-turns a word around, and what does not say clearly one thing is unparsable, which measures as wrong and lowers the
-parse rate.
+one (E-4), then what follows the last "answer is", "Answer:" or "Final answer:" (A-106). Where one is marked, nothing
+else is read, even if it says nothing. Words count whole, negation turns a word around, and what does not say clearly
+one thing is unparsable, which measures as wrong and lowers the parse rate.
 """
 
 import re
@@ -39,6 +39,7 @@ __all__ = [
     "Prediction",
     "Segment",
     "Sentiment",
+    "final_answer",
     "numbers",
     "parse_binary",
     "parse_class",
@@ -48,7 +49,6 @@ __all__ = [
     "parse_numbers",
     "parse_text",
     "parser",
-    "segments",
 ]
 
 
@@ -56,7 +56,12 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_MARKER = re.compile(r"(?:\bfinal answer|\banswer)\s*(?:\*\*)?\s*(?:is\b\s*:?|:)", re.IGNORECASE)
+_MARKER = re.compile(
+    r"(?:\bfinal answer|\banswer)\s*(?:\*\*)?\s*"
+    r"(?:is\b(?!\s+(?:based|derived|supported|limited|consistent|helpful)\b)\s*:?|:)",
+    re.IGNORECASE,
+)
+"""Not where a sentence is about the answer ("my answer is based on the motif") instead of giving it."""
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _LATEX = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _LEADING = re.compile(r"\W*(yes|no)(?=\s*(?:[^\w\s]|$))", re.IGNORECASE)
@@ -89,51 +94,48 @@ class Segment:
     """Whether the model marked it as its final answer."""
 
 
-def segments(answer: str) -> list[Segment]:
-    """What to parse, in order: final answers (in JSON, boxed, marked by words), then all that follows the thinking.
+def final_answer(answer: str) -> Segment | None:
+    """What to parse: the first final answer (in JSON, boxed, marked by words) that is not blank; where none is marked,
+    all that follows the thinking.
 
-    An answer that is still thinking at its end has no segment.
+    None for a blank, or an answer that is still thinking at its end.
     """
-    _, closed, after = answer.rpartition("</think>")
-    if not closed and "<think>" in answer:
-        return []
-    text = after if closed else answer
-    found = []
-    if (told := json_answer(text)) is not None:
-        found.append(Segment(told, True))
-    if boxed := _BOXED.findall(text):
-        found.append(Segment(_LATEX.sub(r"\1", boxed[-1]), True))
-    markers = list(_MARKER.finditer(text))
-    if markers:
-        found.append(Segment(text[markers[-1].end() :], True))
-    found.append(Segment(text, bool(closed)))
-    return [segment for segment in found if segment.text.strip()]
+    text, thought = _said(answer)
+    boxed, markers = _BOXED.findall(text), list(_MARKER.finditer(text))
+    marked = (
+        json_answer(text),
+        _LATEX.sub(r"\1", boxed[-1]) if boxed else None,
+        text[markers[-1].end() :] if markers else None,
+    )
+    for told in marked:
+        if told is not None and told.strip():
+            return Segment(told, True)
+    return Segment(text, thought) if text.strip() else None
 
 
 def parse_binary(answer: str, *, positive: tuple[str, ...] = (), negative: tuple[str, ...] = ()) -> float | None:
     """1.0 or 0.0, or None (A-101, F-4).
 
     In order: an answer that is word for word one of the task's own answer wordings (`positive`, `negative`) speaks for
-    its pool; a leading "yes" or "no" that stands alone (`Yes, …`, `No.`) decides; else every clause that takes a side
-    must take the same. A clause with an odd number of negations is negative, otherwise positive if it holds a
-    positive word. An expression of doubt makes the answer unparsable.
+    its pool; a leading "yes" or "no" that stands alone (`Yes, …`, `No.`; not `Yes/no`, where the other word stands in
+    the same clause) decides; else every clause that takes a side must take the same. A clause with an odd number of
+    negations is negative, otherwise positive if it holds a positive word. An expression of doubt makes the answer
+    unparsable.
     """
+    segment = final_answer(answer)
+    if segment is None:
+        return None
     wordings = {_plain(text): 1.0 for text in positive} | {_plain(text): 0.0 for text in negative}
-    for segment in segments(answer):
-        if (known := wordings.get(_plain(segment.text))) is not None:
-            return known
-        text = segment.text.lower().replace("\u2019", "'").replace("no doubt", "surely")
-        leading = _LEADING.match(text)
-        if leading:
-            return float(leading.group(1) == "yes")
-        if _UNCERTAIN.search(text):
-            return None
-        sides = _sides(text)
-        if len(sides) == 1:
-            return sides.pop()
-        if sides:
-            return None
-    return None
+    if (known := wordings.get(_plain(segment.text))) is not None:
+        return known
+    text = segment.text.lower().replace("\u2019", "'").replace("no doubt", "surely")
+    leading = _LEADING.match(text)
+    if leading and not {"yes", "no"}.issubset(_WORD.findall(_CLAUSE.split(text[leading.start(1) :])[0])):
+        return float(leading.group(1) == "yes")
+    if _UNCERTAIN.search(text):
+        return None
+    sides = _sides(text)
+    return sides.pop() if len(sides) == 1 else None
 
 
 def parse_class(answer: str, classes: list[str]) -> float | None:
@@ -144,21 +146,18 @@ def parse_class(answer: str, classes: list[str]) -> float | None:
     different names stand, the last one counts if the model marked a final answer, else none.
     """
     fold = frozenset(classes if len({_spaced(name) for name in classes}) == len(classes) else ())
-    for segment in segments(answer):
-        named = [index for index, negated in _names_in(segment.text, classes, fold) if not negated]
-        if len(set(named)) == 1 or (named and segment.final):
-            return float(named[-1])
-        if named:
-            return None
-    return None
+    segment = final_answer(answer)
+    if segment is None:
+        return None
+    named = [index for index, negated in _names_in(segment.text, classes, fold) if not negated]
+    return float(named[-1]) if len(set(named)) == 1 or (named and segment.final) else None
 
 
 def parse_number(answer: str) -> float | None:
     """The first number of the marked final answer, or of the answer where none is marked (A-100)."""
-    for segment in segments(answer):
-        if found := numbers(segment.text):
-            return found[0]
-    return None
+    segment = final_answer(answer)
+    found = numbers(segment.text) if segment else []
+    return found[0] if found else None
 
 
 def parse_numbers(answer: str, outputs: list[str]) -> Value | None:
@@ -166,10 +165,11 @@ def parse_numbers(answer: str, outputs: list[str]) -> Value | None:
 
     Names beside the numbers say which is whose; see `assign`.
     """
-    for segment in segments(answer):
-        if found := numbers_at(segment.text):
-            return assign(segment.text, found, outputs) if len(found) == len(outputs) else None
-    return None
+    segment = final_answer(answer)
+    if segment is None:
+        return None
+    found = numbers_at(segment.text)
+    return assign(segment.text, found, outputs) if len(found) == len(outputs) else None
 
 
 def parse_labels(answer: str, label: MultilabelLabel) -> Value | None:
@@ -178,19 +178,17 @@ def parse_labels(answer: str, label: MultilabelLabel) -> Value | None:
     Names count whole, longest first, so that `m6Am` names neither `m6A` nor `Am`; a name of letters alone only as it is
     written, since `am` is a word. Doubt, or names beside "none", make the answer unparsable.
     """
+    segment = final_answer(answer)
+    if segment is None or _UNCERTAIN.search(segment.text.lower()):
+        return None
     distinct = len({name.lower() for name in label.classes}) == len(label.classes)
     fold = frozenset(name for name in label.classes if distinct and not name.isalpha())
-    for segment in segments(answer):
-        if _UNCERTAIN.search(segment.text.lower()):
-            return None
-        places = list(_names_in(segment.text, label.classes, fold))
-        named = sorted({index for index, negated in places if not negated})
-        none = re.search(rf"\b{re.escape(label.none)}\b", segment.text, re.IGNORECASE) if label.none else None
-        if named:
-            return None if none else tuple(map(float, named))
-        if none or (label.none and not places and _sides(segment.text) == {0.0}):
-            return ()
-    return None
+    places = list(_names_in(segment.text, label.classes, fold))
+    named = sorted({index for index, negated in places if not negated})
+    none = re.search(rf"\b{re.escape(label.none)}\b", segment.text, re.IGNORECASE) if label.none else None
+    if named:
+        return None if none else tuple(map(float, named))
+    return () if none or (label.none and not places and _sides(segment.text) == {0.0}) else None
 
 
 def parse_ec_numbers(answer: str, classes: list[str], *, parents: bool = False) -> Value | None:
@@ -201,21 +199,20 @@ def parse_ec_numbers(answer: str, classes: list[str], *, parents: bool = False) 
     Args:
         parents: a number also names the listed partial ones above it: 2.7.7.7 names 2.7.7.- as well.
     """
+    segment = final_answer(answer)
+    if segment is None:
+        return None
+    text = segment.text.translate(HYPHENS)
+    found = {match.group(1).lower() for match in _EC_NUMBER.finditer(text) if not _negated(text, match.start())}
+    if parents:
+        found |= {parent for number in found for parent in _parents(number)}
     places = {name: index for index, name in enumerate(classes)}
-    for segment in segments(answer):
-        text = segment.text.translate(HYPHENS)
-        found = {match.group(1).lower() for match in _EC_NUMBER.finditer(text) if not _negated(text, match.start())}
-        if parents:
-            found |= {parent for number in found for parent in _parents(number)}
-        if found:
-            return tuple(sorted(float(places[number]) for number in found if number in places))
-    return None
+    return tuple(sorted(float(places[number]) for number in found if number in places)) if found else None
 
 
 def parse_text(answer: str) -> str | None:
     """What follows the thinking; None for a blank, or an answer that is still thinking at its end."""
-    found = segments(answer)
-    return found[-1].text.strip() if found else None
+    return _said(answer)[0].strip() or None
 
 
 def parser(
@@ -249,6 +246,12 @@ def parser(
     if isinstance(label, MultiRegressionLabel):
         return lambda answer: parse_numbers(answer, label.outputs)
     return parse_text
+
+
+def _said(answer: str) -> tuple[str, bool]:
+    """What follows the thinking, blank where an answer is still thinking at its end, and whether it thought at all."""
+    _, closed, after = answer.rpartition("</think>")
+    return ("" if not closed and "<think>" in answer else after), bool(closed)
 
 
 def _value(number: float | None) -> Value | None:

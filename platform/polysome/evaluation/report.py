@@ -323,7 +323,11 @@ def _remarks(result: TaskResult) -> Iterator[str]:
             yield note if style == "strict" else f"{style}: {note}"
     if result.errors:
         reason = result.error_reasons[0][0] if result.error_reasons else "unknown"
-        yield f"{result.errors} questions could not be asked ({reason}) and count as wrong"
+        yield f"{result.errors} rows could not be asked ({reason}) and count as wrong"
+    if result.empty:
+        yield f"{result.empty} answers in words are empty"
+    if result.calibration is not None:
+        yield from result.calibration.notes
 
 
 def _published_column(item: Published) -> str:

@@ -45,9 +45,10 @@ class TaskResult:
     slices: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
     """By `length` and `gc`, for each quarter of the rows; of the strict reading, else of the scores."""
     errors: int = 0
-    """Questions that could not be asked; in words they count as wrong."""
+    """Evaluated rows that could not be asked, in words or for scores; there they count as wrong. Earlier versions
+    counted questions, those on dev rows among them."""
     error_reasons: tuple[tuple[str, int], ...] = ()
-    """The most frequent reasons and how often each stood."""
+    """The most frequent reasons and of how many rows each is."""
     empty: int = 0
     """Answers in words without a letter."""
     notes: tuple[str, ...] = ()

@@ -1,9 +1,11 @@
 """An evaluation in this process with a fake engine: what is asked, kept, refused, measured and told."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from polysome.evaluation.actors import ActorOptions, Answered, Answerer, Batch, 
 from polysome.evaluation.answers import read_answers
 from polysome.evaluation.baselines import Baselines, _read_and_fit
 from polysome.evaluation.choices import choices
+from polysome.evaluation.compare import compare, read_baseline, read_contestant
 from polysome.evaluation.config import EvaluationConfig
 from polysome.evaluation.questions import sample_key
+from polysome.evaluation.report import table
 from polysome.evaluation.results import RESULTS_FILE
 from polysome.evaluation.run import Evaluation, evaluate, read_evaluation
 from polysome.evaluation.samples import SAMPLES_FILE
@@ -87,6 +91,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEngine], None]:
             own = [settings[key] for key in ("split", "subsets", "limit", "seed", "resamples", "chosen")]
             try:
                 found[name] = _read_and_fit(dataset(name), *own, settings["groups"][name])
+                found[name].write_predictions(settings["cache"])
             except DataError as error:
                 found[name] = Baselines(name, {}, notes=(error.what,))
         return found
@@ -338,6 +343,29 @@ def test_a_question_without_molecules_that_fails_costs_its_rows_alone(
     assert {error[:35] for error in failed} == {"the question without its molecules: "[:35]}
 
 
+def test_answers_that_were_cut_are_told(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+) -> None:
+    in_process(FakeEngine("It is a tRNA of the kind that is found everywhere."))
+    settings = {"baselines": [], "calibration_rows": 0}
+    for tokens, told in ((4, True), (32, False)):
+        folder = tmp_path / str(tokens)
+        folder.mkdir()
+        [result] = evaluated(recipe(declare("multiclass"), **settings, max_new_tokens=tokens), folder).tasks
+        assert ("48 of 48 answers were cut at 4 tokens (max_new_tokens)" in result.notes) is told
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [({}, 32), ({"style": "open_llm"}, 64), ({"prompt": "reasoning"}, 1024), ({"max_new_tokens": 7}, 7)],
+)
+def test_an_answer_has_the_tokens_of_its_prompt(settings: dict[str, Any], tokens: int) -> None:
+    """A-134."""
+    assert recipe("core_promoter", **settings).answer_tokens == tokens
+
+
 def test_a_bias_towards_one_answer_is_found_on_dev_and_told_beside_the_scores(
     declare: Callable[..., str],
     in_process: Callable[[FakeEngine], None],
@@ -379,6 +407,91 @@ def test_rows_that_failed_in_passing_are_asked_again(
     again = evaluated(recipe(name), tmp_path)
     assert (again.asked, again.reused, again.tasks[0].errors) == (1, 2, 1)
     assert evaluated(recipe(name), tmp_path).asked == 0
+
+
+def test_rows_are_counted_once_and_failures_on_dev_apart(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+) -> None:
+    class Deaf(Picky):
+        def score(self, conversations, choices):
+            if any(self.text in conversation[-1]["content"] for conversation in conversations):
+                raise self.error
+            return super().score(conversations, choices)
+
+    name = declare(
+        "binary",
+        test=[("ACGTACGTAA", "1"), ("CCCCCCCCGG", "0"), ("GGGTTTTTCC", "0")],
+        train=[("ACGG", "1")],
+        dev=[("ACGTTTGTAA", "1"), ("CCCCCCCCAA", "1"), ("CCCCCCCCTT", "1")],
+    )
+    in_process(Deaf("CCCCCCCC", DataError("the prompt is too long")))
+    evaluation = evaluated(recipe(name, modes=["text", "scores"]), tmp_path)
+    [result] = evaluation.tasks
+    assert (result.errors, result.error_reasons) == (1, (("the prompt is too long", 1),))
+    remarks = table({"deaf": evaluation}).notes
+    for told in (
+        "1 rows could not be asked (the prompt is too long) and count as wrong",
+        "2 of 3 dev questions could not be asked (the prompt is too long)",
+        "2 dev rows have no scores and are left out of the calibration",
+        "not calibrated: the 1 dev rows hold fewer than two classes",
+    ):
+        assert f"Tiny binary: {told}." in remarks
+
+
+def test_a_row_that_some_replicas_answered_is_no_error(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+) -> None:
+    class Flaky(FakeEngine):
+        calls = 0
+
+        def generate(self, conversations, **settings):
+            Flaky.calls += 1
+            if Flaky.calls == 2:
+                raise DataError("no")
+            return super().generate(conversations, **settings)
+
+    name = declare("binary", test=[("ACGTACGTAA", "1"), ("GGGTTTTTCC", "0")], train=[("ACGG", "1")])
+    in_process(Flaky("Yes."))
+    [result] = evaluated(recipe(name, temperature=0.7, replicas=2, batch_size=1), tmp_path).tasks
+    assert result.errors == 0
+    assert any(note.startswith("1 answers to rows that other replicas answered") for note in result.notes)
+
+
+@pytest.mark.parametrize("modes", [["text"], ["scores"], ["text", "scores"]])
+@pytest.mark.parametrize("limit", [1, None])
+def test_sets_are_read_back_and_compared_even_where_the_headline_is_undefined(
+    declare: Callable[..., str],
+    in_process: Callable[[FakeEngine], None],
+    tmp_path: Path,
+    modes: list[str],
+    limit: int | None,
+) -> None:
+    class Counting(FakeEngine):
+        def score(self, conversations, choices):
+            texts = [conversation[-1]["content"] for conversation in conversations]
+            return [
+                Scores(tuple(float((len(choice) * text.count("A")) % 7) for choice in choices), (1,) * len(choices))
+                for text in texts
+            ]
+
+    name = declare("multilabel")
+    in_process(Counting("The marks are m6A, Psi."))
+    [result] = evaluated(recipe(name, modes=modes, limit=limit, baselines=["majority"]), tmp_path).tasks
+    assert math.isnan(result.measurement.value.value) == (limit == 1)
+    if result.scored is not None and limit is None:
+        assert result.scored.value == result.scored.extras["auc_scored"]
+        assert result.scored.value.value != result.scored.extras["auc"].value
+    style = "strict" if modes == ["text"] else "scored"
+    one = read_contestant(str(tmp_path), "one", style)
+    [row] = compare([one, replace(one, name="twin")], resamples=20).rows
+    assert row.difference.value == 0 or limit == 1
+    baseline = read_baseline(one, str(tmp_path), "majority")
+    told = compare([one, baseline], resamples=20)
+    assert any("says sets without scores" in note for note in told.notes) == (style == "scored")
 
 
 def test_an_outage_ends_the_asking_and_keeps_what_was_answered(
@@ -431,6 +544,9 @@ def test_poor_data_is_named_and_ends_nothing(
     assert "not calibrated: the data set has no dev split" in binary.notes
     assert any("1 of 6 records" in note and "no label" in note for note in binary.notes)
     assert all(task.styles["strict"].parse_rate.value == 0 for task in evaluation.tasks)
+    remarks = table({"poor": evaluation}).notes
+    assert "Tiny regression: 12 answers in words are empty." in remarks
+    assert sum("not calibrated: the data set has no dev split" in remark for remark in remarks) == 1
 
 
 def test_a_label_that_is_no_number_is_told_before_anything_is_asked(

@@ -11,6 +11,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 from polysome.evaluation.calibration import Calibration, calibrate, fit_platt, fit_temperature
 from polysome.specs import Task, Value, dataset
 
+NO_DEV = "the data set has no dev split"
+
 
 def task_of(name: str) -> Task:
     task = dataset(name).task
@@ -64,7 +66,7 @@ def test_temperature_recovers_the_distortion_of_many_classes() -> None:
 
 def test_reliability_is_that_of_scikit_learn() -> None:
     labels, scores = binary_rows(500, 3)
-    found = calibrate(BINARY, labels, scores, None)
+    found = calibrate(BINARY, labels, scores, NO_DEV)
     assert found is not None
     truth, p = np.array([label[0] for label in labels]), softmax(scores, axis=1)[:, 1]
     assert found.before.brier == pytest.approx(brier_score_loss(truth, p))
@@ -72,7 +74,7 @@ def test_reliability_is_that_of_scikit_learn() -> None:
     assert sum(part.count for part in found.before.bins) == 500
     assert [part.low for part in found.before.bins[:2]] == pytest.approx([0, 1 / 15])
     many, logits = class_rows(400, 4, temperature=1)
-    told = calibrate(MANY, many, logits, None)
+    told = calibrate(MANY, many, logits, NO_DEV)
     assert told is not None
     probabilities, indices = softmax(logits, axis=1), [int(label[0]) for label in many]
     assert told.before.log_loss == pytest.approx(log_loss(indices, probabilities, labels=np.arange(13)))
@@ -88,10 +90,10 @@ def test_reliability_is_that_of_scikit_learn() -> None:
 
 
 def test_a_task_without_dev_is_told_and_not_fitted() -> None:
-    found = calibrate(BINARY, *binary_rows(50, 1), None)
+    found = calibrate(BINARY, *binary_rows(50, 1), NO_DEV)
     assert found is not None
     assert (found.method, found.after, found.dev_n) == (None, None, 0)
-    assert "no dev split" in found.notes[-1]
+    assert found.notes == (f"not calibrated: {NO_DEV}",)
 
 
 def test_a_dev_split_of_one_class_is_told_and_not_fitted() -> None:
@@ -109,7 +111,10 @@ def test_rows_without_scores_are_left_out_and_counted() -> None:
     found = calibrate(BINARY, labels, gaps, (labels, gaps))
     assert found is not None
     assert (found.n, found.dev_n) == (45, 45)
-    assert found.notes == ("5 rows have no scores and are left out", "5 dev rows have no scores and are left out")
+    assert found.notes == (
+        "5 rows have no scores and are left out of the calibration",
+        "5 dev rows have no scores and are left out of the calibration",
+    )
     nothing = calibrate(BINARY, labels, np.full_like(scores, np.nan), (labels, scores))
     assert nothing is not None
     assert math.isnan(nothing.before.ece)
@@ -122,13 +127,13 @@ def test_separable_classes_keep_a_finite_fit() -> None:
 
 
 def test_numbers_have_no_calibration() -> None:
-    assert calibrate(NUMBER, [(1.0,)], np.ones((1, 1)), None) is None
+    assert calibrate(NUMBER, [(1.0,)], np.ones((1, 1)), NO_DEV) is None
 
 
 def test_a_calibration_survives_json() -> None:
     for found in (
         calibrate(BINARY, *binary_rows(80, 1), binary_rows(80, 2)),
-        calibrate(MANY, *class_rows(80, 1, temperature=2), None),
+        calibrate(MANY, *class_rows(80, 1, temperature=2), NO_DEV),
     ):
         assert found is not None
         content = json.loads(json.dumps(found.to_json(), allow_nan=False))

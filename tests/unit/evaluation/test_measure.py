@@ -231,6 +231,53 @@ def test_a_one_class_test_set_has_no_area_under_the_curve() -> None:
     assert math.isnan(found.extras["auroc_scored"].value)
 
 
+def test_a_one_class_test_set_is_told_whatever_the_headline() -> None:
+    task = task_of("solubility")
+    assert task.metric == "accuracy"
+    scores = np.random.default_rng(1).normal(size=(6, 2))
+    found = measure(task, [(1.0,)] * 6, [(1.0,), (0.0,)] * 3, seed=1, resamples=10, scores=scores)
+    assert found.notes == (
+        "all labels are the same class: MCC undefined, counted 0",
+        "all labels are the same class: AUROC and AUPRC undefined",
+    )
+    assert measure(task, [(1.0,)] * 6, [(1.0,), (0.0,)] * 3, seed=1, resamples=10).notes == found.notes[:1]
+
+
+def test_classes_that_no_row_is_of_are_named_where_scores_are_given() -> None:
+    task = task_of("accuracy")
+    assert isinstance(task.label, MulticlassLabel)
+    classes = task.label.classes
+    labels: list[Value | str] = [(0.0,), (1.0,), (3.0,)]
+    scores = np.random.default_rng(1).normal(size=(3, len(classes)))
+    assert measure(task, labels, list(labels), seed=1, resamples=10).notes == ()
+    (note,) = measure(task, labels, list(labels), seed=1, resamples=10, scores=scores).notes
+    assert note == f"no label is {', '.join([classes[2], *classes[4:]])}: left out of the means of AUROC and AUPRC"
+
+
+def test_of_many_columns_of_one_class_the_first_are_named_and_the_others_counted() -> None:
+    task = task_of("fmax")
+    assert isinstance(task.label, MultilabelLabel)
+    labels: list[Value | str] = [(0.0,), (1.0,)]
+    scores = np.random.default_rng(1).normal(size=(2, len(task.label.classes)))
+    (note,) = measure(task, labels, list(labels), seed=1, resamples=10, scores=scores, style="scored").notes
+    assert note.startswith(f"one class alone in {task.label.classes[2]}, ")
+    assert note.endswith(" and 516 others: AUC and AUPRC undefined, left out of the mean (A-116)")
+
+
+@pytest.mark.parametrize("metric", ["auc", "fmax"])
+def test_sets_that_are_scored_are_measured_and_compared_by_their_scores(metric: str) -> None:
+    task = task_of(metric)
+    labels, _, scores = rows_of(task, 40, 3)
+    assert scores is not None
+    told = predictions_of(task, scores)
+    found = measure(task, labels, told, scores=scores, style="scored", seed=1, resamples=50)
+    hard = measure(task, labels, told, seed=1, resamples=50)
+    assert found.value == found.extras[f"{metric}_scored"]
+    assert found.extras[metric].value == hard.value.value < found.value.value
+    apart = compare(task, labels, told, told, scores=(scores, None), style="scored", seed=1, resamples=50)
+    assert apart.value == pytest.approx(found.value.value - hard.value.value)
+
+
 def test_columns_of_one_class_are_left_out_strictly_and_undo_the_official_auc() -> None:
     """A-116."""
     task = task_of("auc")

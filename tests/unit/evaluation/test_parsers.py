@@ -32,6 +32,9 @@ CLASSES = ["5S_rRNA", "5_8S_rRNA", "tRNA", "Intron_gpI", "Intron_gpII", "HACA-bo
         ("So \\boxed{\\text{Yes}} it is, not no.", 1.0),
         ("The answer is: no. Final answer: **Yes**", 1.0),
         ("Yes, it does. My answer is based on the motif.", 1.0),
+        ("Yes, a box is present. Final answer: cannot be determined", None),
+        ("A promoter is present. \\boxed{-} The answer is yes.", None),
+        ("A promoter is present. \\boxed{} The answer is no.", 0.0),
         # negation
         ("This sequence does not contain a promoter.", 0.0),
         ("It doesn\u2019t bind.", 0.0),
@@ -39,6 +42,11 @@ CLASSES = ["5S_rRNA", "5_8S_rRNA", "tRNA", "Intron_gpI", "Intron_gpII", "HACA-bo
         ("No doubt, a promoter is present.", 1.0),
         ("A non-promoter sequence.", 0.0),
         # no clear side
+        ("Yes/No", None),
+        ('"No" or "yes"?', None),
+        ("Yes or no? Yes.", 1.0),
+        ("**Yes**", 1.0),
+        ('"No", the other side says yes.', 0.0),
         ("It could be yes or no.", None),
         ("The box is present. The initiator is absent.", None),
         ("I don't know whether one is present.", None),
@@ -81,6 +89,12 @@ def test_a_written_number_is_read_back_to_six_digits(value: float) -> None:
         ("<think>1 2 3</think> 4.5", 4.5),
         ("<think>1 2 3", None),
         ("very stable", None),
+        ("It has 249 residues. Final answer: cannot be determined", None),
+        ('{"answer": "cannot determine", "confidence": 0.2}', None),
+        ("It has 249 residues, \\boxed{unknown} of them charged.", None),
+        ('{"answer": null, "confidence": 0.2}', 0.2),
+        ("249. Final answer:", 249.0),
+        ("The answer is 7. My answer is based on 249 residues.", 7.0),
     ],
 )
 def test_a_single_number_comes_from_the_final_answer_first(text: str, value: float | None) -> None:
@@ -101,6 +115,7 @@ def test_a_single_number_comes_from_the_final_answer_first(text: str, value: flo
         ("It is not a tRNA.", None),
         ("A tRNA or a leader? The answer is leader.", "leader"),
         ("<think>tRNA</think>tRNA, no: leader", "leader"),
+        ("It looks like a tRNA. Final answer: none of these", None),
     ],
 )
 def test_classes(text: str, name: str | None) -> None:
@@ -130,6 +145,7 @@ def test_names_that_differ_in_case_alone_are_told_apart() -> None:
         ("It is unclear whether m6A is present.", None),
         ("<think>Am, Cm</think>none", []),
         ("Am, perhaps. Final answer: m7G", ["m7G"]),
+        ("It holds Am. Final answer: some", None),
     ],
 )
 def test_sets_of_names(text: str, names: list[str] | None) -> None:
@@ -156,6 +172,7 @@ def test_a_task_without_none_cannot_be_answered_by_none() -> None:
         ("x4.2.1.1", None),
         ("4.2.1.11", ["4.2.1.11"]),
         ("9.9.9.9", []),
+        ("Like 4.2.1.1. Final answer: another", None),
     ],
 )
 def test_enzyme_numbers(text: str, numbers: list[str] | None) -> None:
