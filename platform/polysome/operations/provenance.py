@@ -79,5 +79,7 @@ def team() -> str:
 
 
 def command() -> str:
-    """The command line, the program by its name alone."""
-    return shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    """The command line, the program by its name alone; `python -m polysome.cli` is the same program."""
+    program = Path(sys.argv[0])
+    name = "polysome" if program.parts[-3:] == ("polysome", "cli", "__main__.py") else program.name
+    return shlex.join([name or "python", *sys.argv[1:]])

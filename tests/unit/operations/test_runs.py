@@ -165,3 +165,9 @@ def test_the_record_names_no_machine(tmp_path):
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
+
+
+@pytest.mark.parametrize("program", ["/env/bin/polysome", "/checkout/platform/polysome/cli/__main__.py"])
+def test_a_command_names_the_program_however_it_was_started(monkeypatch, program) -> None:
+    monkeypatch.setattr("sys.argv", [program, "run", "a b.yaml"])
+    assert provenance.command() == "polysome run 'a b.yaml'"
