@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from polysome.config import ConfigurationError, DataError
-from polysome.operations import heartbeat, runs
+from polysome.operations import heartbeat, provenance, runs
 
 CONFIG = {"name": "demo", "seed": 7}
 
