@@ -358,6 +358,27 @@ def test_a_full_house_says_so_and_answers_again_when_there_is_room(served, model
         serve.run(app.build(config), name=NAME, route_prefix="/", blocking=False)
 
 
+def test_no_header_of_a_caller_lifts_the_time_limit(served):
+    """Serve's proxy would go by the first, and by the second not look whether the caller is still there."""
+    from ray import serve
+
+    from polysome.serving import app
+
+    url, config = served
+    headers = {"x-request-timeout-seconds": "3600", "x-request-disconnect-disabled": "?1"}
+    asked = body(max_tokens=4000, n=8)
+    try:
+        hasty = config.model_copy(update={"request_timeout_seconds": 0.2})
+        serve.run(app.build(hasty), name=NAME, route_prefix="/", blocking=False)
+        until = time.monotonic() + 60
+        # Until then replicas of the old version answer.
+        while (answer := httpx.post(f"{url}/v1/chat/completions", json=asked, headers=headers, timeout=60)).is_success:
+            assert time.monotonic() < until
+    finally:
+        serve.run(app.build(config), name=NAME, route_prefix="/", blocking=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+
+
 def require_good(url: str, model_folder: str) -> None:
     good = httpx.post(f"{url}/v1/chat/completions", json=body(), timeout=60)
     assert good.status_code == 200, good.text
