@@ -318,11 +318,14 @@ def _numeric(name: str) -> bool:
 
 @contextmanager
 def _stopping(folder: str) -> Iterator[None]:
-    """While the block runs, a first SIGTERM asks the workers to stop after a checkpoint; a second one is as ever."""
+    """While the block runs, a first SIGTERM asks the workers to stop after a checkpoint; a second one is as ever.
+
+    After it Ctrl-C is what it was before: Ray Train sets a handler that tells its controller, and leaves it behind.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def stop(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, before)
@@ -335,6 +338,7 @@ def _stopping(folder: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _trainer_class() -> type[TorchTrainer]:
@@ -362,6 +366,9 @@ def _fit(trainer: Any) -> Outcome:
 
     try:
         result: Result = trainer.fit()
+    except SystemExit as error:
+        # So Ray Train's handler of Ctrl-C ends, with the status of success.
+        raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         cause = cause_of(error)
         if cause is not None:
