@@ -18,7 +18,7 @@ from polysome.serving.context import Context
 from polysome.serving.gateway import create_api
 
 CHAT = {"model": "polysome", "messages": [{"role": "user", "content": "Is there a promoter?"}]}
-IMPATIENT = ServeConfig(model="unused", request_timeout_seconds=0.2)
+IMPATIENT = ServeConfig(model="unused", request_timeout_seconds=2)
 
 
 def ask(pool: FakePool, path: str = "/v1/chat/completions", *, method: str = "", **request: Any) -> httpx.Response:
