@@ -134,20 +134,26 @@ class Answerer:
         def sums(conversations: Sequence[Conversation]) -> list[tuple[float, ...]]:
             return [scores.sums for scores in engine.score(conversations, choices.texts)]
 
+        def prior_of(blank: Conversation) -> tuple[float, ...] | Refusal:
+            name = json.dumps([choices.fingerprint, blank])
+            if name not in self._priors:
+                (told,) = each(engine, sums, [blank])
+                if isinstance(told, Refusal):
+                    return replace(told, reason=f"the question without its molecules: {told.reason}")
+                self._priors[name] = told
+            return self._priors[name]
+
         found: list[Scored | Refusal] = []
         blanks = batch.blanks or (None,) * len(batch.conversations)
         told = each(engine, sums, batch.conversations)
         for blank, item in zip(blanks, told, strict=True):
-            if isinstance(item, Refusal) or blank is None:
-                found.append(item if isinstance(item, Refusal) else Scored(choices.read(item, None)))
-                continue
-            name = json.dumps([choices.fingerprint, blank])
-            prior = self._priors.get(name) or each(engine, sums, [blank])[0]
-            if isinstance(prior, Refusal):
-                found.append(replace(prior, reason=f"the question without its molecules: {prior.reason}"))
-                continue
-            self._priors[name] = prior
-            found.append(Scored(choices.read(item, prior)))
+            prior = None if blank is None or isinstance(item, Refusal) else prior_of(blank)
+            if isinstance(item, Refusal):
+                found.append(item)
+            elif isinstance(prior, Refusal):
+                found.append(prior)
+            else:
+                found.append(Scored(choices.read(item, prior)))
         return found
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from polysome.inference.engine import Embeddings, Generation, Pool, Prompt, Sampling, Scores
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from polysome.inference.text import Pieces, cut
 from polysome.models import vocabulary
 from polysome.models.backbone import load_weights
 from polysome.storage.local import local_folder
-
-if TYPE_CHECKING:
-    pass
 
 ADAPTER = "default"
 """Name of the adapter that an engine is opened with."""

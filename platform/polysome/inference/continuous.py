@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,9 +21,6 @@ from polysome.inference.engine import Embeddings, Pool, Prompt, Sampling, Scores
 from polysome.inference.manager import PAGE, Steps, Turn, open_manager
 from polysome.inference.packed import Seats, adapter_obstacle, twin
 from polysome.inference.text import Pieces
-
-if TYPE_CHECKING:
-    pass
 
 ResultT = TypeVar("ResultT")
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polysome.config import DataError
 from polysome.inference.engine import Conversation, Embeddings, Generation, Pool, Sampling, Scores, check_choices
 from polysome.inference.text import cut
-
-if TYPE_CHECKING:
-    pass
 
 HIDDEN = 8
 """Length of the vectors of `embed`."""

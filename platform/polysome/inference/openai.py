@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from polysome.inference.engine import Conversation, Embeddings, Generation, Pool
 from polysome.inference.recording import Recording, request_key
 from polysome.inference.text import Pieces, cut
 from polysome.inference.transport import Spent, Transport
-
-if TYPE_CHECKING:
-    pass
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

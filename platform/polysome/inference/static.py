@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polysome.config import PolysomeError, ResourceError
 from polysome.inference.asynchronous import Delta, Load, Traced
@@ -19,9 +19,6 @@ from polysome.inference.batch import BatchEngine
 from polysome.inference.decoding import Row, Running
 from polysome.inference.engine import Embeddings, Pool, Prompt, Sampling, Scores
 from polysome.inference.text import Pieces
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

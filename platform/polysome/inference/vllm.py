@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from polysome.config import ConfigurationError, DataError, ResourceError
 from polysome.data.tokenizer_files import load_tokenizer
@@ -15,9 +15,6 @@ from polysome.inference.engine import Embeddings, Generation, Pool, Prompt, Samp
 from polysome.inference.prompts import encode, spelt
 from polysome.storage import join, read_json
 from polysome.storage.local import local_folder
-
-if TYPE_CHECKING:
-    pass
 
 _CHOICES_AT_ONCE = 64
 """Prompts in one request to vLLM."""

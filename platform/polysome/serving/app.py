@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpc.aio import AioRpcError
 from ray import serve
@@ -35,9 +35,6 @@ from polysome.serving.jobs_api import Jobs
 from polysome.serving.metrics import Requests, count_tokens, observed, rejected
 from polysome.serving.pool import ModelPool
 from polysome.serving.reports_api import Runs
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Gateway", "HandlePool", "build", "check", "require_free_port", "serving", "start", "stop", "wait"]
 
@@ -214,6 +211,11 @@ def build(config: ServeConfig, views: Views | None = None) -> Application:
         ConfigurationError: the engine needs what is not installed; others reach the host, and there are no keys.
     """
     config = resolved(config)
+    # Reads the weights whole.
+    fingerprint = model_fingerprint(config.model)
+    if config.adapters:
+        # Warns of those that will not be offered.
+        Registry(config.adapters, base=fingerprint).list()
     settings = config.model_dump(mode="json")
     options: dict[str, Any] = {
         "autoscaling_config": _autoscaling(config),
@@ -241,7 +243,7 @@ def build(config: ServeConfig, views: Views | None = None) -> Application:
         # It mostly waits; whole CPUs are for models, so that two replicas fit on two.
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Gateway))
-    return gateway.bind(settings, model_fingerprint(config.model), pool, views or Views())
+    return gateway.bind(settings, fingerprint, pool, views or Views())
 
 
 def _autoscaling(config: ServeConfig) -> dict[str, Any]:
@@ -275,9 +277,6 @@ def start(config: ServeConfig, views: Views | None = None) -> str:
     import httpx
 
     config = check(config)
-    if config.adapters:
-        # Warns of those that will not be offered.
-        Registry(config.adapters, base=model_fingerprint(config.model)).list()
     # Serve's progress lines; what matters is told by the caller, problems still show.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(

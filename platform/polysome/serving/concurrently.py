@@ -6,15 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 from polysome.inference.asynchronous import Delta, Traced
 from polysome.inference.engine import Embeddings, Generation, Prompt, Sampling, Scores
 from polysome.inference.engine import Pool as Pooling
 from polysome.serving.calls import Expired, Pool, Target
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
